@@ -1,0 +1,1 @@
+//! Baton, the library behind the binary.

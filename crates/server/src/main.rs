@@ -1,0 +1,2 @@
+//! The binary `baton`.
+fn main() {}
