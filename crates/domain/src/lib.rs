@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Baton's decisions, free of IO.
+//!
+//! Everything here is a function of its arguments: no clock, no randomness, no files, no
+//! network. The server observes the world, asks this crate what it means and what to do, and
+//! does it. See `ARCHITECTURE.md` for the map.
+
+pub mod dependencies;
+pub mod ending;
+pub mod ids;
+pub mod observe;
+pub mod output;
+pub mod plan;
+pub mod project;
+pub mod session;
+
+pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
+pub use project::{Branch, Kind, Project, Repository};
+pub use session::{Session, SessionEvent, SessionState, Status};

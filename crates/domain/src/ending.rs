@@ -1,0 +1,424 @@
+//! How an attempt ended, and what that means for its session.
+//!
+//! The outcome is what Claude's `result` message says, not the exit code: Claude Code is known to
+//! hang after its result, to stall in the middle of a turn, and to exit 0 without a result.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What Claude's last message, the one of type `result`, said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClaudeResult {
+    /// Claude's own word for it: `success`, `error_max_turns`, `error_during_execution`, …
+    pub subtype: String,
+    /// Whether Claude itself counts it as an error.
+    pub is_error: bool,
+    /// Its closing text; empty where it gave none.
+    pub text: String,
+    /// Tokens and cost, as the CLI reports them.
+    pub usage: Usage,
+}
+
+/// Tokens and cost of one session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Usage {
+    /// Tokens read by the model, cached ones included.
+    pub input_tokens: u64,
+    /// Tokens written by the model.
+    pub output_tokens: u64,
+    /// US dollars.
+    pub cost_usd: f64,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    /// It returned this code.
+    Code(i32),
+    /// This signal ended it.
+    Signal(i32),
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// Why the agent stopped Claude before Claude ended by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cut {
+    /// Somebody asked for it.
+    Cancelled,
+    /// The session's time was over.
+    TimedOut,
+    /// It printed nothing at all for too long after its start.
+    NoFirstByte,
+    /// It went silent in the middle of its work.
+    Stalled,
+    /// It had given its result and did not exit.
+    HungAfterResult,
+}
+
+/// A step before Claude's start that failed; Claude never ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupFailure {
+    /// What was being done: `clone`, `spool`, `claude`.
+    pub step: String,
+    /// What went wrong, for people.
+    pub message: String,
+}
+
+/// All that is known of how an attempt's Claude ended, as its agent reports it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ending {
+    /// Set when Claude was never started.
+    pub setup_failure: Option<SetupFailure>,
+    /// Claude's own result, where it gave one.
+    pub result: Option<ClaudeResult>,
+    /// How Claude's process ended.
+    pub exit: Option<Exit>,
+    /// Why it was stopped, where it was.
+    pub cut: Option<Cut>,
+    /// How often the kernel killed a process of the sandbox for want of memory.
+    pub oom_kills: u64,
+    /// The last of what Claude wrote to stderr, at most 2 KiB.
+    pub stderr_tail: String,
+    /// The commit the agent pushed, leftovers included; none for sessions that don't write.
+    pub pushed: Option<String>,
+    /// Why the work could not be saved, where it couldn't.
+    pub salvage_failure: Option<String>,
+}
+
+/// How a sandbox can be lost without its agent having reported an ending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// The kernel killed the agent itself for want of memory.
+    OutOfMemory,
+    /// The container is gone; somebody removed it.
+    Removed,
+    /// It exited with this code and no report.
+    Exited(i64),
+    /// The container runtime was restarted and took it down.
+    RuntimeRestarted,
+    /// The machine was restarted.
+    HostRebooted,
+    /// It was told to stop, did not, and was killed.
+    Killed,
+    /// The runtime could not start it; Claude never ran.
+    NotLaunched,
+}
+
+/// A stable code for why a session failed; the wire's `errorCode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// The repository could not be fetched or cloned.
+    CloneFailed,
+    /// The branch to start from is not in the repository.
+    BranchNotFound,
+    /// The sandbox could not be made or started.
+    LaunchFailed,
+    /// Claude's result says that it failed.
+    ClaudeError,
+    /// Claude exited with an error and without a result.
+    ClaudeExited,
+    /// Claude exited as if all were well, but without a result.
+    NoResult,
+    /// Claude went silent.
+    Stalled,
+    /// The session's time was over.
+    Timeout,
+    /// The kernel ended it for want of memory.
+    Oom,
+    /// The container was removed from outside.
+    ContainerLost,
+    /// The container exited without a report.
+    SandboxDied,
+    /// The container runtime was restarted.
+    RuntimeRestarted,
+    /// The machine was restarted.
+    HostRebooted,
+    /// Claude had been started before and may not be started twice in one attempt.
+    Interrupted,
+    /// Results to be joined contradict each other.
+    MergeConflict,
+    /// The work is safe in the mirror, but the remote would not take it.
+    LandingFailed,
+    /// Claude's work could not be taken out of its sandbox; the volumes are kept.
+    SalvageFailed,
+}
+
+impl FailureCode {
+    /// The code on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CloneFailed => "clone_failed",
+            Self::BranchNotFound => "branch_not_found",
+            Self::LaunchFailed => "launch_failed",
+            Self::ClaudeError => "claude_error",
+            Self::ClaudeExited => "claude_exited",
+            Self::NoResult => "no_result",
+            Self::Stalled => "stalled",
+            Self::Timeout => "timeout",
+            Self::Oom => "oom",
+            Self::ContainerLost => "container_lost",
+            Self::SandboxDied => "sandbox_died",
+            Self::RuntimeRestarted => "runtime_restarted",
+            Self::HostRebooted => "host_rebooted",
+            Self::Interrupted => "interrupted",
+            Self::MergeConflict => "merge_conflict",
+            Self::LandingFailed => "landing_failed",
+            Self::SalvageFailed => "salvage_failed",
+        }
+    }
+}
+
+/// What became of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Claude reported success and its work is safe.
+    Completed,
+    /// It did not come to a good end.
+    Failed {
+        /// Stable, for programs.
+        code: FailureCode,
+        /// What happened and what to do, for people.
+        message: String,
+    },
+    /// Somebody cancelled it.
+    Cancelled,
+}
+
+impl Outcome {
+    /// A failure with its text.
+    #[must_use]
+    pub fn failed(code: FailureCode, message: impl Into<String>) -> Self {
+        Self::Failed {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// What an ending means, before its work has landed.
+    #[must_use]
+    pub fn of(ending: &Ending) -> Self {
+        use FailureCode as C;
+        if ending.cut == Some(Cut::Cancelled) {
+            return Self::Cancelled;
+        }
+        if let Some(failure) = &ending.setup_failure {
+            let code = match failure.step.as_str() {
+                "clone" => C::CloneFailed,
+                "interrupted" => C::Interrupted,
+                _ => C::LaunchFailed,
+            };
+            return Self::failed(code, failure.message.clone());
+        }
+        if let Some(result) = &ending.result {
+            return Self::of_result(result, ending);
+        }
+        let killed_for_memory = ending.exit == Some(Exit::Signal(9)) && ending.oom_kills > 0;
+        match (ending.cut, ending.exit) {
+            (Some(Cut::TimedOut), _) => Self::failed(
+                C::Timeout,
+                "the session's time was over; raise options.timeout or ask for less",
+            ),
+            (Some(Cut::NoFirstByte | Cut::Stalled), _) => Self::failed(
+                C::Stalled,
+                "Claude went silent and was stopped; look at the log, then retry",
+            ),
+            _ if killed_for_memory => Self::failed(
+                C::Oom,
+                "Claude was killed because the sandbox ran out of memory; raise the memory limit \
+                 of this session type",
+            ),
+            (_, Some(Exit::Code(0)) | None) => Self::failed(
+                C::NoResult,
+                "Claude exited without a result message; its work up to there is kept",
+            ),
+            (_, Some(exit)) => {
+                let mut message = format!("Claude ended with {exit} and without a result message");
+                let stderr = ending.stderr_tail.trim();
+                if !stderr.is_empty() {
+                    message.push_str(": ");
+                    message.push_str(stderr);
+                }
+                Self::failed(C::ClaudeExited, message)
+            }
+        }
+    }
+
+    fn of_result(result: &ClaudeResult, ending: &Ending) -> Self {
+        if result.is_error {
+            let text = result.text.trim();
+            let text = if text.is_empty() {
+                "it gave no text"
+            } else {
+                text
+            };
+            return Self::failed(
+                FailureCode::ClaudeError,
+                format!("Claude reported {}: {text}", result.subtype),
+            );
+        }
+        if let Some(why) = &ending.salvage_failure {
+            return Self::failed(
+                FailureCode::SalvageFailed,
+                format!(
+                    "Claude completed, but its work could not be pushed out of the sandbox: {why}; the workspace volume is kept"
+                ),
+            );
+        }
+        Self::Completed
+    }
+
+    /// What the loss of a sandbox means.
+    #[must_use]
+    pub fn of_loss(loss: Loss) -> Self {
+        use FailureCode as C;
+        match loss {
+            Loss::OutOfMemory => Self::failed(
+                C::Oom,
+                "the sandbox ran out of memory; raise the memory limit of this session type",
+            ),
+            Loss::Removed => Self::failed(
+                C::ContainerLost,
+                "the container was removed from outside while the session ran; its volumes, if \
+                 still there, hold the work",
+            ),
+            Loss::Exited(code) => Self::failed(
+                C::SandboxDied,
+                format!(
+                    "the container exited with code {code} and without a report; see docker logs and the session's log"
+                ),
+            ),
+            Loss::RuntimeRestarted => Self::failed(
+                C::RuntimeRestarted,
+                "the container runtime was restarted and took the session down; its volumes hold \
+                 the work",
+            ),
+            Loss::HostRebooted => Self::failed(
+                C::HostRebooted,
+                "the machine was restarted while the session ran; its volumes hold the work",
+            ),
+            Loss::Killed => Self::Cancelled,
+            Loss::NotLaunched => Self::failed(
+                C::LaunchFailed,
+                "the sandbox could not be started; run `baton doctor`",
+            ),
+        }
+    }
+
+    /// Whether dependents may build on it.
+    #[must_use]
+    pub fn is_completed(&self) -> bool {
+        matches!(self, Self::Completed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(is_error: bool) -> ClaudeResult {
+        ClaudeResult {
+            subtype: "success".into(),
+            is_error,
+            text: "done".into(),
+            usage: Usage::default(),
+        }
+    }
+
+    #[track_caller]
+    fn check(ending: Ending, expected: &str) {
+        let outcome = match Outcome::of(&ending) {
+            Outcome::Completed => "completed",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Failed { code, .. } => code.name(),
+        };
+        assert_eq!(outcome, expected, "{ending:?}");
+    }
+
+    #[test]
+    fn the_result_decides_not_the_exit() {
+        let hung = Ending {
+            result: Some(result(false)),
+            cut: Some(Cut::HungAfterResult),
+            exit: Some(Exit::Signal(9)),
+            ..Ending::default()
+        };
+        check(hung, "completed");
+        let nonzero = Ending {
+            result: Some(result(false)),
+            exit: Some(Exit::Code(1)),
+            ..Ending::default()
+        };
+        check(nonzero, "completed");
+        let failed = Ending {
+            result: Some(result(true)),
+            exit: Some(Exit::Code(0)),
+            ..Ending::default()
+        };
+        check(failed, "claude_error");
+        check(
+            Ending {
+                exit: Some(Exit::Code(0)),
+                ..Ending::default()
+            },
+            "no_result",
+        );
+        check(
+            Ending {
+                exit: Some(Exit::Code(2)),
+                ..Ending::default()
+            },
+            "claude_exited",
+        );
+    }
+
+    #[test]
+    fn out_of_memory_is_told_from_other_kills() {
+        let killed = Ending {
+            exit: Some(Exit::Signal(9)),
+            ..Ending::default()
+        };
+        check(killed.clone(), "claude_exited");
+        check(
+            Ending {
+                oom_kills: 1,
+                ..killed
+            },
+            "oom",
+        );
+        // A child of Claude's died for memory and Claude went on: a normal outcome.
+        let child = Ending {
+            result: Some(result(false)),
+            exit: Some(Exit::Code(0)),
+            oom_kills: 3,
+            ..Ending::default()
+        };
+        check(child, "completed");
+    }
+
+    #[test]
+    fn cancelled_wins_over_everything() {
+        let ending = Ending {
+            cut: Some(Cut::Cancelled),
+            result: Some(result(false)),
+            ..Ending::default()
+        };
+        check(ending, "cancelled");
+    }
+}

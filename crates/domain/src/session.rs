@@ -1,0 +1,505 @@
+//! One session: the work given to one Claude Code process, and the states it passes through.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ending::{Cut, Ending, Loss, Outcome, Usage};
+use crate::ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
+use crate::output::{Artifact, SessionResult};
+use crate::project::{Kind, Project};
+
+/// A session as it is kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Session {
+    /// Ours; Claude's own name is `claude_session_id`.
+    pub id: SessionId,
+    /// What it is for.
+    pub kind: Kind,
+    /// Where it stands.
+    pub state: SessionState,
+    /// How often its row was changed.
+    pub version: Version,
+    /// The orchestration it was made in.
+    pub orchestration_id: Option<OrchestrationId>,
+    /// What Claude calls its conversation; chosen at creation, shown once Claude was started.
+    pub claude_session_id: ClaudeSessionId,
+    /// The attempt that runs, or would run next.
+    pub attempt: Attempt,
+    /// What it works on.
+    pub project: Project,
+    /// Sessions that must complete before it starts, in the order given.
+    pub dependencies: Vec<SessionId>,
+    /// Seconds Claude may run; the configured default of its kind when absent.
+    pub timeout_s: Option<u64>,
+    /// Whether a project's own Claude settings are let in.
+    pub project_settings: bool,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// What it left, once Claude has ended.
+    pub report: Option<Report>,
+}
+
+/// What a session left for its callers and its dependents.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Report {
+    /// Claude's closing words, without the next steps.
+    pub summary: String,
+    /// What Claude proposes to do next.
+    pub next_steps: Vec<String>,
+    /// Files and commits.
+    pub artifacts: Vec<Artifact>,
+    /// The commit with its statistics.
+    pub result: Option<SessionResult>,
+    /// Tokens and cost.
+    pub usage: Option<Usage>,
+    /// Things a person should know though the outcome stands.
+    pub warnings: Vec<String>,
+}
+
+/// Each variant holds only what is true in that state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionState {
+    /// Accepted; nobody asked for it to run yet.
+    Created,
+    /// Asked to run; waits for its dependencies, then for a slot.
+    Queued,
+    /// `dependency` ended without completing, or is itself blocked.
+    Blocked {
+        /// The nearest one in its way.
+        dependency: SessionId,
+    },
+    /// A sandbox is being started for it and Claude prepared in there.
+    Starting {
+        /// The attempt.
+        attempt: Attempt,
+        /// When the launch was decided.
+        since: Timestamp,
+    },
+    /// Claude works.
+    Running {
+        /// The attempt.
+        attempt: Attempt,
+        /// When Claude was started.
+        since: Timestamp,
+    },
+    /// Told to stop; its agent saves the work first.
+    Stopping {
+        /// The attempt.
+        attempt: Attempt,
+        /// When Claude was started, if it was.
+        started_at: Option<Timestamp>,
+        /// When the stop was asked for.
+        since: Timestamp,
+    },
+    /// Claude has ended; its work is being recorded and landed.
+    Concluding {
+        /// The attempt.
+        attempt: Attempt,
+        /// When Claude was started, if it was.
+        started_at: Option<Timestamp>,
+        /// How it ended.
+        ending: Box<Ending>,
+    },
+    /// Over.
+    Finished {
+        /// When Claude was started, if it was.
+        started_at: Option<Timestamp>,
+        /// What became of it.
+        outcome: Outcome,
+        /// When it ended.
+        at: Timestamp,
+    },
+}
+
+/// What can happen to a session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionEvent {
+    /// A client asked for it to run.
+    StartRequested,
+    /// A dependency will not complete.
+    DependencyLost(SessionId),
+    /// The reconciler gave it a slot.
+    LaunchDecided(Attempt),
+    /// The agent of that attempt started Claude.
+    ClaudeStarted(Attempt),
+    /// A client asked for it to stop.
+    CancelRequested,
+    /// The agent of that attempt reported how Claude ended.
+    AgentEnded(Attempt, Box<Ending>),
+    /// The sandbox of that attempt is lost without a report.
+    SandboxLost(Attempt, Loss),
+    /// The sandbox could not even be launched for a reason that will not mend itself.
+    LaunchFailed(Attempt, Outcome),
+    /// The work was recorded and landed, or could not be.
+    Concluded(Attempt, Outcome),
+}
+
+impl SessionEvent {
+    /// A word for logs and errors.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::StartRequested => "start",
+            Self::DependencyLost(_) => "dependency lost",
+            Self::LaunchDecided(_) => "launch",
+            Self::ClaudeStarted(_) => "claude started",
+            Self::CancelRequested => "cancel",
+            Self::AgentEnded(..) => "ended",
+            Self::SandboxLost(..) => "sandbox lost",
+            Self::LaunchFailed(..) => "launch failed",
+            Self::Concluded(..) => "concluded",
+        }
+    }
+}
+
+/// An event that cannot happen in a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{event} is not possible for a session that is {from}")]
+pub struct InvalidTransition {
+    /// The state's name.
+    pub from: &'static str,
+    /// The event's name.
+    pub event: &'static str,
+}
+
+impl SessionState {
+    /// The state after `event`; asking twice for a start or a cancel changes nothing while the
+    /// first is under way.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] when `event` cannot happen here. That includes events of an older
+    /// attempt: its sandbox was replaced, so its exit says nothing about this one.
+    pub fn after(&self, event: &SessionEvent, now: Timestamp) -> Result<Self, InvalidTransition> {
+        use SessionEvent as E;
+        match (self, event) {
+            (Self::Created | Self::Queued, E::StartRequested) => Ok(Self::Queued),
+            (Self::Created | Self::Queued, E::DependencyLost(dependency)) => Ok(Self::Blocked {
+                dependency: *dependency,
+            }),
+            (Self::Queued, E::LaunchDecided(attempt)) => Ok(Self::Starting {
+                attempt: *attempt,
+                since: now,
+            }),
+            (Self::Starting { attempt, .. }, E::ClaudeStarted(of)) if attempt == of => {
+                Ok(Self::Running {
+                    attempt: *attempt,
+                    since: now,
+                })
+            }
+            // The stop was asked for while Claude was being started: note that it did start.
+            (Self::Stopping { attempt, since, .. }, E::ClaudeStarted(of)) if attempt == of => {
+                Ok(Self::Stopping {
+                    attempt: *attempt,
+                    started_at: Some(now),
+                    since: *since,
+                })
+            }
+            (Self::Created | Self::Queued | Self::Blocked { .. }, E::CancelRequested) => {
+                Ok(self.finished(Outcome::Cancelled, now))
+            }
+            (
+                Self::Starting { attempt, .. } | Self::Running { attempt, .. },
+                E::CancelRequested,
+            ) => Ok(Self::Stopping {
+                attempt: *attempt,
+                started_at: self.started_at(),
+                since: now,
+            }),
+            (Self::Stopping { .. }, E::CancelRequested) => Ok(self.clone()),
+            (state, E::AgentEnded(of, ending)) if state.live_attempt() == Some(*of) => {
+                let mut ending = ending.clone();
+                if matches!(state, Self::Stopping { .. }) {
+                    ending.cut = Some(Cut::Cancelled);
+                }
+                Ok(Self::Concluding {
+                    attempt: *of,
+                    started_at: self.started_at(),
+                    ending,
+                })
+            }
+            (state, E::SandboxLost(of, loss)) if state.live_attempt() == Some(*of) => {
+                let outcome = match state {
+                    Self::Stopping { .. } => Outcome::Cancelled,
+                    _ => Outcome::of_loss(*loss),
+                };
+                Ok(self.finished(outcome, now))
+            }
+            (Self::Queued, E::LaunchFailed(_, outcome)) => Ok(self.finished(outcome.clone(), now)),
+            (state, E::LaunchFailed(of, outcome)) if state.live_attempt() == Some(*of) => {
+                Ok(self.finished(outcome.clone(), now))
+            }
+            (Self::Concluding { attempt, .. }, E::Concluded(of, outcome)) if attempt == of => {
+                Ok(self.finished(outcome.clone(), now))
+            }
+            // Refuse what nobody thought of.
+            (state, event) => Err(InvalidTransition {
+                from: state.name(),
+                event: event.name(),
+            }),
+        }
+    }
+
+    fn finished(&self, outcome: Outcome, at: Timestamp) -> Self {
+        Self::Finished {
+            started_at: self.started_at(),
+            outcome,
+            at,
+        }
+    }
+
+    /// The attempt whose sandbox is being used, until its agent has reported the end.
+    #[must_use]
+    pub fn live_attempt(&self) -> Option<Attempt> {
+        match self {
+            Self::Starting { attempt, .. }
+            | Self::Running { attempt, .. }
+            | Self::Stopping { attempt, .. } => Some(*attempt),
+            _ => None,
+        }
+    }
+
+    /// Whether it takes one of the places for running sessions.
+    #[must_use]
+    pub fn holds_slot(&self) -> bool {
+        self.live_attempt().is_some() || matches!(self, Self::Concluding { .. })
+    }
+
+    /// Whether nothing but a retry can change it.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Finished { .. } | Self::Blocked { .. })
+    }
+
+    /// When Claude was started, where it was.
+    #[must_use]
+    pub fn started_at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Running { since, .. } => Some(*since),
+            Self::Stopping { started_at, .. }
+            | Self::Concluding { started_at, .. }
+            | Self::Finished { started_at, .. } => *started_at,
+            _ => None,
+        }
+    }
+
+    /// What dependents may make of it.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self {
+            Self::Finished { outcome, .. } if outcome.is_completed() => Standing::Completed,
+            Self::Finished { .. } | Self::Blocked { .. } => Standing::Lost,
+            _ => Standing::Open,
+        }
+    }
+
+    /// A word for logs, errors and the state column.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Queued => "queued",
+            Self::Blocked { .. } => "blocked",
+            Self::Starting { .. } => "starting",
+            Self::Running { .. } => "running",
+            Self::Stopping { .. } => "stopping",
+            Self::Concluding { .. } => "concluding",
+            Self::Finished {
+                outcome: Outcome::Completed,
+                ..
+            } => "completed",
+            Self::Finished {
+                outcome: Outcome::Failed { .. },
+                ..
+            } => "failed",
+            Self::Finished {
+                outcome: Outcome::Cancelled,
+                ..
+            } => "cancelled",
+        }
+    }
+
+    /// The status people see; `waits` says whether a dependency is still open.
+    #[must_use]
+    pub fn status(&self, waits: bool) -> Status {
+        match self {
+            Self::Created | Self::Starting { .. } => Status::Initializing,
+            Self::Queued if waits => Status::Pending,
+            Self::Queued => Status::Queued,
+            Self::Blocked { .. } => Status::Blocked,
+            Self::Running { .. } | Self::Stopping { .. } | Self::Concluding { .. } => {
+                Status::Running
+            }
+            Self::Finished {
+                outcome: Outcome::Completed,
+                ..
+            } => Status::Completed,
+            Self::Finished {
+                outcome: Outcome::Failed { .. },
+                ..
+            } => Status::Failed,
+            Self::Finished {
+                outcome: Outcome::Cancelled,
+                ..
+            } => Status::Cancelled,
+        }
+    }
+}
+
+/// What a dependency's state means to those that wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It may still complete.
+    Open,
+    /// Its result can be built on.
+    Completed,
+    /// It will not complete unless somebody retries it.
+    Lost,
+}
+
+/// The states as the wire names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Created, or its container is starting.
+    Initializing,
+    /// Asked to start, waits for dependencies.
+    Pending,
+    /// Ready, waits for a slot.
+    Queued,
+    /// Claude works, or its work is being landed.
+    Running,
+    /// Done.
+    Completed,
+    /// Did not come to a good end.
+    Failed,
+    /// Cancelled.
+    Cancelled,
+    /// A dependency is in its way for good.
+    Blocked,
+}
+
+impl Status {
+    /// All of them, in the order a session may pass through.
+    pub const ALL: [Self; 8] = [
+        Self::Initializing,
+        Self::Pending,
+        Self::Queued,
+        Self::Running,
+        Self::Completed,
+        Self::Failed,
+        Self::Cancelled,
+        Self::Blocked,
+    ];
+
+    /// The word on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Initializing => "initializing",
+            Self::Pending => "pending",
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Blocked => "blocked",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ending::FailureCode;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).expect("a second within range")
+    }
+
+    fn starting() -> SessionState {
+        SessionState::Starting {
+            attempt: Attempt::FIRST,
+            since: at(1),
+        }
+    }
+
+    fn running() -> SessionState {
+        SessionState::Running {
+            attempt: Attempt::FIRST,
+            since: at(2),
+        }
+    }
+
+    #[test]
+    fn asking_twice_for_a_start_changes_nothing() {
+        let queued = SessionState::Queued;
+        assert_eq!(
+            queued.after(&SessionEvent::StartRequested, at(5)),
+            Ok(SessionState::Queued)
+        );
+        assert!(
+            running()
+                .after(&SessionEvent::StartRequested, at(5))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn an_older_attempt_says_nothing_about_this_one() {
+        let second = SessionState::Running {
+            attempt: Attempt(2),
+            since: at(2),
+        };
+        let old_end = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+        let old_loss = SessionEvent::SandboxLost(Attempt::FIRST, Loss::Removed);
+        assert!(second.after(&old_end, at(3)).is_err());
+        assert!(second.after(&old_loss, at(3)).is_err());
+    }
+
+    #[test]
+    fn a_cancelled_session_keeps_its_start_and_ends_cancelled() {
+        let stopping = running()
+            .after(&SessionEvent::CancelRequested, at(3))
+            .expect("may stop");
+        assert_eq!(stopping.started_at(), Some(at(2)));
+        let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+        let concluding = stopping.after(&ended, at(4)).expect("may end");
+        let SessionState::Concluding { ending, .. } = &concluding else {
+            panic!("{concluding:?}");
+        };
+        assert_eq!(Outcome::of(ending), Outcome::Cancelled);
+    }
+
+    #[test]
+    fn an_outcome_is_recorded_once() {
+        let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+        let concluding = starting().after(&ended, at(3)).expect("may end");
+        let concluded = SessionEvent::Concluded(Attempt::FIRST, Outcome::Completed);
+        let finished = concluding.after(&concluded, at(4)).expect("may conclude");
+        assert_eq!(finished.standing(), Standing::Completed);
+        assert!(finished.after(&concluded, at(5)).is_err());
+        assert!(finished.after(&ended, at(5)).is_err());
+        assert!(
+            finished
+                .after(&SessionEvent::CancelRequested, at(5))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_launch_that_cannot_be_fails_the_session() {
+        let outcome = Outcome::failed(FailureCode::CloneFailed, "no such repository");
+        let event = SessionEvent::LaunchFailed(Attempt::FIRST, outcome);
+        assert_eq!(
+            starting().after(&event, at(3)).map(|s| s.name()),
+            Ok("failed")
+        );
+        assert_eq!(
+            SessionState::Queued.after(&event, at(3)).map(|s| s.name()),
+            Ok("failed")
+        );
+    }
+}
