@@ -25,8 +25,10 @@
 //! The format of a script is described in `scripts/README.md` of this crate.
 
 mod conversation;
+mod http;
 mod journal;
 mod message;
+mod play;
 mod reply;
 mod script;
 mod server;

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::conversation::Conversation;
-use crate::script::{Script, ToolUse, Turn, Usage};
+use crate::script::{ToolUse, Turn, Usage};
 
 /// Bytes per token, roughly; for turns that set no usage.
 const BYTES_PER_TOKEN: usize = 4;
@@ -69,22 +69,6 @@ impl Message {
             stop_reason,
             usage,
         })
-    }
-
-    /// What is said when every turn of `script` is played.
-    ///
-    /// # Errors
-    /// [`CwdUnknown`].
-    pub fn closing(
-        script: &Script,
-        conversation: &Conversation,
-        new_id: &mut dyn FnMut(&str) -> String,
-    ) -> Result<Self, CwdUnknown> {
-        let turn = Turn {
-            text: Some(script.closing.clone()),
-            ..Turn::default()
-        };
-        Self::of_turn(&turn, conversation, new_id)
     }
 
     /// The message as one body.

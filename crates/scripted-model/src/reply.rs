@@ -41,6 +41,14 @@ pub fn choose<'s>(scripts: &'s Scripts, conversation: &Conversation) -> Choice<'
     }
 }
 
+/// What is said when every turn of `script` is played.
+pub fn closing_turn(script: &Script) -> Turn {
+    Turn {
+        text: Some(script.closing.clone()),
+        ..Turn::default()
+    }
+}
+
 /// The answer to a side request: plain, or the JSON of a title where JSON is asked for.
 pub fn side_turn(conversation: &Conversation) -> Turn {
     let text = if conversation.wants_json || conversation.system.contains("\"title\"") {
