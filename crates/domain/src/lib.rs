@@ -11,8 +11,10 @@ pub mod observe;
 pub mod output;
 pub mod plan;
 pub mod project;
+pub mod sandbox;
 pub mod session;
 
 pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 pub use project::{Branch, Kind, Project, Repository};
+pub use sandbox::{Sandbox, SandboxId, SandboxState, sandbox_id};
 pub use session::{Session, SessionEvent, SessionState, Status};
