@@ -1,0 +1,634 @@
+//! Sandboxes as Docker containers, over the Engine API.
+//!
+//! Requests carry no API version, which the daemon answers in the newest it knows; only fields
+//! that 1.41 (Docker 20.10) has are used. Each request has a connection of its own, so a
+//! restarted daemon, an upgraded one too, is simply met by the next request.
+
+use std::collections::HashMap;
+use std::num::NonZero;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use baton_domain::{Attempt, Sandbox, SandboxId, SandboxState, SessionId};
+use bollard::errors::Error as DockerError;
+use bollard::models::{
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status, ContainerSummary,
+    ContainerSummaryStateEnum as SummaryStatus, EventMessage,
+};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
+    ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
+};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::{Mutex, Semaphore};
+
+use super::body::{LABEL_ATTEMPT, LABEL_INSTANCE, LABEL_SESSION, container_body};
+use super::{MESSAGE_CHARS_MAX, Runtime, RuntimeError, SandboxSpec, Volumes, volumes};
+
+/// Where Docker listens unless told otherwise.
+pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
+/// On images built for us: their `/workspace` and `/state` have the right owner already.
+pub const LABEL_IMAGE: &str = "dev.baton.image";
+
+/// How long the daemon may take to begin its answer. Long, since a start on a crowded host may
+/// take many seconds and its outcome is unknown when we hang up.
+const ANSWER_SECONDS_MAX: u64 = 120;
+/// More starts at once than this only make each of them slower.
+const STARTS_PER_CORE: usize = 2;
+/// Exited containers inspected at once while listing.
+const INSPECTIONS_MAX: usize = 8;
+/// Calls for one sandbox take turns; sandboxes that share a turn merely wait needlessly.
+const TURNS: usize = 64;
+/// A watch also reports what happened this shortly before it began: the subscription starts a
+/// moment later than the call, and a remote daemon's clock may be ahead of ours.
+const WATCH_OVERLAP: SignedDuration = SignedDuration::from_secs(5);
+
+/// Sandboxes as containers of one Docker daemon.
+pub struct DockerRuntime {
+    pub(super) instance: String,
+    address: Address,
+    client: OnceLock<Docker>,
+    starts: Semaphore,
+    turns: [Mutex<()>; TURNS],
+    /// Whether the daemon's warnings were logged: they repeat with every container.
+    warned: AtomicBool,
+}
+
+enum Address {
+    Unix(String),
+    Tcp(String),
+}
+
+/// What is known of an image on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageCheck {
+    /// Its content's digest, `sha256:…`.
+    pub id: String,
+    /// What [`LABEL_IMAGE`] says; absent on a user's own image.
+    pub baton_label: Option<String>,
+}
+
+impl DockerRuntime {
+    /// A runtime for the sandboxes labelled `instance`, at `docker_host` as `DOCKER_HOST` spells
+    /// it, or at [`DEFAULT_HOST`]. Dials nothing yet: the daemon may be away.
+    ///
+    /// # Errors
+    /// [`RuntimeError::BadHost`] for anything but `unix://` and (unencrypted) `tcp://`.
+    pub fn connect(
+        instance: impl Into<String>,
+        docker_host: Option<&str>,
+    ) -> Result<Self, RuntimeError> {
+        let host = docker_host.unwrap_or(DEFAULT_HOST);
+        let address = match host.split_once("://") {
+            Some(("unix", path)) if path.starts_with('/') => Address::Unix(host.to_owned()),
+            Some(("tcp" | "http", at)) if !at.is_empty() => Address::Tcp(host.to_owned()),
+            _ => {
+                let host = host.to_owned();
+                return Err(RuntimeError::BadHost { host });
+            }
+        };
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Ok(Self {
+            instance: instance.into(),
+            address,
+            client: OnceLock::new(),
+            starts: Semaphore::new(cores * STARTS_PER_CORE),
+            turns: std::array::from_fn(|_| Mutex::new(())),
+            warned: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether the daemon answers.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`] when it does not.
+    pub async fn ping(&self) -> Result<(), RuntimeError> {
+        const STEP: &str = "answer a ping";
+        let answer = self.client(STEP)?.ping().await;
+        answer.map(|_| ()).map_err(failed(STEP, "the daemon"))
+    }
+
+    /// What the daemon knows of `image`, `None` where it has none of that name.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`] or [`RuntimeError::Refused`].
+    pub async fn image_exists(&self, image: &str) -> Result<Option<ImageCheck>, RuntimeError> {
+        const STEP: &str = "inspect the image";
+        match self.client(STEP)?.inspect_image(image).await {
+            Ok(found) => Ok(Some(ImageCheck {
+                id: found.id.unwrap_or_default(),
+                baton_label: found
+                    .config
+                    .and_then(|config| config.labels)
+                    .and_then(|mut labels| labels.remove(LABEL_IMAGE))
+                    .filter(|label| !label.is_empty()),
+            })),
+            Err(error) if is_status(&error, 404) => Ok(None),
+            Err(error) => Err(failed(STEP, image)(error)),
+        }
+    }
+
+    /// The client, made when first needed: making one fails where the socket does not exist.
+    pub(super) fn client(&self, step: &'static str) -> Result<&Docker, RuntimeError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let made = match &self.address {
+            Address::Unix(host) => {
+                Docker::connect_with_unix(host, ANSWER_SECONDS_MAX, API_DEFAULT_VERSION)
+            }
+            Address::Tcp(host) => {
+                Docker::connect_with_http(host, ANSWER_SECONDS_MAX, API_DEFAULT_VERSION)
+            }
+        };
+        let client = made.map_err(failed(step, "the daemon"))?;
+        Ok(self.client.get_or_init(|| client))
+    }
+
+    /// Waits for this sandbox's turn. A container that exited between another call's look and
+    /// its start would be started a second time, since Docker restarts whatever has exited.
+    fn turn(&self, id: &SandboxId) -> &Mutex<()> {
+        let sum = id.0.bytes().fold(0_usize, |sum, byte| {
+            sum.wrapping_mul(31).wrapping_add(byte.into())
+        });
+        &self.turns[sum % TURNS]
+    }
+
+    /// The container of `spec`, made if there was none, ready to start if it was never started.
+    /// Says where it stands.
+    async fn create_or_find(
+        &self,
+        spec: &SandboxSpec,
+        id: &SandboxId,
+    ) -> Result<SandboxState, RuntimeError> {
+        const STEP: &str = "create";
+        let options = CreateContainerOptionsBuilder::new().name(&id.0).build();
+        let body = container_body(spec, &self.instance);
+        let client = self.client(STEP)?;
+        match client.create_container(Some(options), body).await {
+            Ok(made) => self.warn_once(&made.warnings),
+            // The name is derived, so this is the very container, or somebody else's.
+            Err(error) if is_status(&error, 409) => {}
+            Err(error) if is_image_missing(&error) => {
+                let image = spec.image.clone();
+                return Err(RuntimeError::ImageMissing { image });
+            }
+            Err(error) => return Err(failed(STEP, &id.0)(error)),
+        }
+        let found = client
+            .inspect_container(&id.0, None::<InspectContainerOptions>)
+            .await
+            .map_err(failed(STEP, &id.0))?;
+        let labels = labels_of(&found);
+        if self.owner(labels) != Some((spec.session, spec.attempt)) {
+            return Err(self.name_taken(&id.0, &spec.session.to_string(), labels));
+        }
+        let state = state_of(found.state.as_ref(), created_at(&found));
+        if state == SandboxState::Prepared {
+            let foreign_image = labels.get(LABEL_IMAGE).is_none_or(String::is_empty);
+            volumes::make_ready(self, spec, id, foreign_image).await?;
+        }
+        Ok(state)
+    }
+
+    async fn start(&self, id: &SandboxId) -> Result<(), RuntimeError> {
+        const STEP: &str = "start";
+        // Never closed, so this cannot fail; and without a permit a start is merely slower.
+        let _permit = self.starts.acquire().await;
+        self.client(STEP)?
+            .start_container(&id.0, None::<StartContainerOptions>)
+            .await
+            .map_err(failed(STEP, &id.0))
+    }
+
+    /// Deletes the container `name` if it is ours. `false`: there was none.
+    pub(super) async fn delete(&self, name: &str) -> Result<bool, RuntimeError> {
+        const STEP: &str = "remove";
+        let client = self.client(STEP)?;
+        let found = match client
+            .inspect_container(name, None::<InspectContainerOptions>)
+            .await
+        {
+            Ok(found) => found,
+            Err(error) if is_status(&error, 404) => return Ok(false),
+            Err(error) => return Err(failed(STEP, name)(error)),
+        };
+        let labels = labels_of(&found);
+        if !self.is_ours(labels) {
+            return Err(self.name_taken(name, name, labels));
+        }
+        // `v`: a foreign image may declare volumes; those are nameless and go along. Ours stay.
+        let options = RemoveContainerOptionsBuilder::new()
+            .force(true)
+            .v(true)
+            .build();
+        // By its id: the name may have passed on since we looked.
+        let container = found.id.as_deref().unwrap_or(name);
+        match client.remove_container(container, Some(options)).await {
+            Err(error) if !is_status(&error, 404) => Err(failed(STEP, name)(error)),
+            _ => Ok(true),
+        }
+    }
+
+    /// Docker's words for our instance's label.
+    pub(super) fn our_label(&self) -> String {
+        format!("{LABEL_INSTANCE}={}", self.instance)
+    }
+
+    pub(super) fn is_ours(&self, labels: &HashMap<String, String>) -> bool {
+        labels.get(LABEL_INSTANCE) == Some(&self.instance)
+    }
+
+    /// Whose sandbox it is by its labels; `None` for what is not ours or no sandbox.
+    pub(super) fn owner(&self, labels: &HashMap<String, String>) -> Option<(SessionId, Attempt)> {
+        if !self.is_ours(labels) {
+            return None;
+        }
+        let session = labels.get(LABEL_SESSION)?.parse().ok()?;
+        let attempt = labels.get(LABEL_ATTEMPT)?.parse().ok()?;
+        Some((session, Attempt(attempt)))
+    }
+
+    pub(super) fn name_taken(
+        &self,
+        name: &str,
+        wanted_for: &str,
+        labels: &HashMap<String, String>,
+    ) -> RuntimeError {
+        let holder = match (self.owner(labels), labels.get(LABEL_INSTANCE)) {
+            (Some((session, attempt)), _) => format!("session {session} attempt {attempt}"),
+            (None, Some(instance)) if *instance != self.instance => {
+                format!("the instance {instance}")
+            }
+            (None, _) => "something that is not ours".to_owned(),
+        };
+        RuntimeError::NameTaken {
+            name: name.to_owned(),
+            session: wanted_for.to_owned(),
+            holder,
+        }
+    }
+
+    /// A limit the host cannot enforce is accepted with no more than a warning.
+    fn warn_once(&self, warnings: &[String]) {
+        if !warnings.is_empty() && !self.warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(?warnings, "docker made a sandbox, but not quite as asked");
+        }
+    }
+
+    /// The listed container as a sandbox; `None` for what is no sandbox or is gone by now.
+    async fn sighting(&self, listed: ContainerSummary) -> Result<Option<Sandbox>, RuntimeError> {
+        let labels = listed.labels.unwrap_or_default();
+        let (Some((session, attempt)), Some(container)) = (self.owner(&labels), listed.id) else {
+            return Ok(None);
+        };
+        let name = listed.names.and_then(|names| names.into_iter().next());
+        let id = SandboxId(name.unwrap_or_default().trim_start_matches('/').to_owned());
+        let created_at = listed
+            .created
+            .and_then(|seconds| Timestamp::from_second(seconds).ok())
+            .unwrap_or_default();
+        let state = match listed.state {
+            Some(SummaryStatus::CREATED | SummaryStatus::EMPTY) | None => SandboxState::Prepared,
+            Some(SummaryStatus::REMOVING) => return Ok(None),
+            // The list has neither the exit code nor whether memory ran out.
+            Some(SummaryStatus::EXITED | SummaryStatus::DEAD) => {
+                let client = self.client("list")?;
+                match inspected_state(client, &container).await? {
+                    SandboxState::Removed => return Ok(None),
+                    state => state,
+                }
+            }
+            Some(
+                SummaryStatus::RUNNING
+                | SummaryStatus::PAUSED
+                | SummaryStatus::RESTARTING
+                | SummaryStatus::STOPPING,
+            ) => SandboxState::Running,
+        };
+        Ok(Some(Sandbox {
+            id,
+            session,
+            attempt,
+            state,
+            created_at,
+        }))
+    }
+}
+
+#[async_trait]
+impl Runtime for DockerRuntime {
+    async fn prepare(&self, spec: &SandboxSpec) -> Result<SandboxId, RuntimeError> {
+        let id = spec.id();
+        let _turn = self.turn(&id).lock().await;
+        match self.create_or_find(spec, &id).await? {
+            SandboxState::Prepared | SandboxState::Running => Ok(id),
+            SandboxState::Exited { .. } | SandboxState::Removed => Err(already_exited(spec)),
+        }
+    }
+
+    async fn launch(&self, spec: &SandboxSpec) -> Result<SandboxId, RuntimeError> {
+        let id = spec.id();
+        let _turn = self.turn(&id).lock().await;
+        match self.create_or_find(spec, &id).await? {
+            SandboxState::Prepared => self.start(&id).await?,
+            SandboxState::Running => {}
+            SandboxState::Exited { .. } | SandboxState::Removed => {
+                return Err(already_exited(spec));
+            }
+        }
+        Ok(id)
+    }
+
+    async fn list(&self) -> Result<Vec<Sandbox>, RuntimeError> {
+        const STEP: &str = "list";
+        let filters = HashMap::from([("label", vec![self.our_label()])]);
+        let options = ListContainersOptionsBuilder::new()
+            .all(true)
+            .filters(&filters)
+            .build();
+        let listed = self
+            .client(STEP)?
+            .list_containers(Some(options))
+            .await
+            .map_err(failed(STEP, "sandboxes"))?;
+        stream::iter(listed)
+            .map(|container| self.sighting(container))
+            .buffer_unordered(INSPECTIONS_MAX)
+            .try_filter_map(|sandbox| async { Ok(sandbox) })
+            .try_collect()
+            .await
+    }
+
+    async fn watch(&self) -> Result<BoxStream<'static, Sandbox>, RuntimeError> {
+        const STEP: &str = "watch";
+        // The stream dials when first polled; whether anybody is there is to be known now.
+        self.ping().await?;
+        let client = self.client(STEP)?.clone();
+        let since = Timestamp::now() - WATCH_OVERLAP;
+        let filters = HashMap::from([
+            ("type", vec!["container".to_owned()]),
+            ("event", ["die", "oom", "destroy"].map(String::from).into()),
+            ("label", vec![self.our_label()]),
+        ]);
+        let options = EventsOptionsBuilder::new()
+            .since(&format!(
+                "{}.{:09}",
+                since.as_second(),
+                since.subsec_nanosecond()
+            ))
+            .filters(&filters)
+            .build();
+        let events = Box::pin(client.events(Some(options)));
+        let sandboxes = stream::unfold((events, client), |(mut events, client)| async {
+            loop {
+                match events.next().await? {
+                    Ok(event) => {
+                        if let Some(sandbox) = news(&client, event).await? {
+                            return Some((sandbox, (events, client)));
+                        }
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "docker's events ended");
+                        return None;
+                    }
+                }
+            }
+        });
+        Ok(sandboxes.boxed())
+    }
+
+    async fn remove(&self, id: &SandboxId, volumes: Volumes) -> Result<(), RuntimeError> {
+        let _turn = self.turn(id).lock().await;
+        self.delete(&id.0).await?;
+        volumes::delete_primer(self, id).await?;
+        match volumes {
+            Volumes::Keep => Ok(()),
+            Volumes::Remove => volumes::remove_of(self, id).await,
+        }
+    }
+
+    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError> {
+        volumes::remove_unheld(self, before).await
+    }
+}
+
+/// What an event says of a sandbox; `Some(None)` for one that says nothing, `None` when the
+/// daemon went away. The filter let only our own containers through.
+async fn news(client: &Docker, event: EventMessage) -> Option<Option<Sandbox>> {
+    let at = event
+        .time_nano
+        .and_then(|nanos| Timestamp::from_nanosecond(nanos.into()).ok())
+        .unwrap_or_default();
+    let actor = event.actor.unwrap_or_default();
+    let labels = actor.attributes.unwrap_or_default();
+    let owner = labels
+        .get(LABEL_SESSION)
+        .and_then(|session| session.parse().ok())
+        .zip(labels.get(LABEL_ATTEMPT).and_then(|text| text.parse().ok()));
+    let (Some((session, attempt)), Some(name), Some(container)) =
+        (owner, labels.get("name"), actor.id)
+    else {
+        return Some(None);
+    };
+    let mut sandbox = Sandbox {
+        id: SandboxId(name.clone()),
+        session,
+        attempt: Attempt(attempt),
+        state: SandboxState::Removed,
+        created_at: at,
+    };
+    if event.action.as_deref() != Some("destroy") {
+        match inspect(client, &container).await {
+            Ok(Some(found)) => {
+                sandbox.created_at = created_at(&found);
+                sandbox.state = state_of(found.state.as_ref(), sandbox.created_at);
+            }
+            Ok(None) => {}
+            Err(error) if error.is_unavailable() => return None,
+            Err(error) => {
+                tracing::warn!(%error, %session, "a sandbox's exit could not be looked at");
+                return Some(None);
+            }
+        }
+    }
+    Some(Some(sandbox))
+}
+
+/// `None`: there is no such container.
+async fn inspect(
+    client: &Docker,
+    container: &str,
+) -> Result<Option<ContainerInspectResponse>, RuntimeError> {
+    match client
+        .inspect_container(container, None::<InspectContainerOptions>)
+        .await
+    {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_status(&error, 404) => Ok(None),
+        Err(error) => Err(failed("inspect", container)(error)),
+    }
+}
+
+async fn inspected_state(client: &Docker, container: &str) -> Result<SandboxState, RuntimeError> {
+    Ok(match inspect(client, container).await? {
+        Some(found) => state_of(found.state.as_ref(), created_at(&found)),
+        None => SandboxState::Removed,
+    })
+}
+
+fn state_of(state: Option<&ContainerState>, created_at: Timestamp) -> SandboxState {
+    let Some(state) = state else {
+        return SandboxState::Prepared;
+    };
+    match state.status {
+        Some(Status::CREATED | Status::EMPTY) | None => SandboxState::Prepared,
+        Some(Status::RUNNING | Status::PAUSED | Status::RESTARTING | Status::STOPPING) => {
+            SandboxState::Running
+        }
+        Some(Status::EXITED | Status::DEAD) => SandboxState::Exited {
+            code: state.exit_code.unwrap_or_default(),
+            oom_killed: state.oom_killed.unwrap_or_default(),
+            finished_at: state
+                .finished_at
+                .as_deref()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(created_at),
+        },
+        Some(Status::REMOVING) => SandboxState::Removed,
+    }
+}
+
+fn created_at(found: &ContainerInspectResponse) -> Timestamp {
+    let text = found.created.as_deref();
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+fn labels_of(found: &ContainerInspectResponse) -> &HashMap<String, String> {
+    static NONE: OnceLock<HashMap<String, String>> = OnceLock::new();
+    let labels = found.config.as_ref().and_then(|it| it.labels.as_ref());
+    labels.unwrap_or_else(|| NONE.get_or_init(HashMap::new))
+}
+
+fn already_exited(spec: &SandboxSpec) -> RuntimeError {
+    RuntimeError::AlreadyExited {
+        session: spec.session,
+        attempt: spec.attempt,
+    }
+}
+
+pub(super) fn is_status(error: &DockerError, status: u16) -> bool {
+    matches!(error, DockerError::DockerResponseServerError { status_code, .. }
+        if *status_code == status)
+}
+
+/// At `create`, 404 may also be about a volume driver.
+fn is_image_missing(error: &DockerError) -> bool {
+    matches!(error, DockerError::DockerResponseServerError { status_code: 404, message }
+        if message.to_ascii_lowercase().contains("no such image"))
+}
+
+/// Sorts Docker's error: nobody there, or a refusal of `step` for `id`.
+pub(super) fn failed(step: &'static str, id: &str) -> impl FnOnce(DockerError) -> RuntimeError {
+    move |error| {
+        let message = match error {
+            DockerError::DockerResponseServerError {
+                status_code,
+                message,
+            } if status_code != 503 && !is_containerd_away(&message) => message,
+            DockerError::DockerResponseServerError { .. }
+            | DockerError::SocketNotFoundError(_)
+            | DockerError::RequestTimeoutError
+            | DockerError::IOError { .. }
+            | DockerError::HyperResponseError { .. }
+            | DockerError::HyperLegacyError { .. } => {
+                return RuntimeError::Unavailable {
+                    step,
+                    source: Box::new(error),
+                };
+            }
+            other => other.to_string(),
+        };
+        RuntimeError::Refused {
+            step,
+            id: id.to_owned(),
+            message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
+        }
+    }
+}
+
+/// While it stops, a daemon still answers, but with what its own connection to containerd said.
+fn is_containerd_away(message: &str) -> bool {
+    message.contains("code = Unavailable") || message.contains("transport is closing")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answered(status_code: u16, message: &str) -> DockerError {
+        DockerError::DockerResponseServerError {
+            status_code,
+            message: message.to_owned(),
+        }
+    }
+
+    #[test]
+    fn only_addresses_we_can_dial_are_taken() {
+        for host in [
+            None,
+            Some("unix:///nowhere/docker.sock"),
+            Some("tcp://10.0.0.1:2375"),
+        ] {
+            assert!(DockerRuntime::connect("here", host).is_ok(), "{host:?}");
+        }
+        for host in [
+            "",
+            "/var/run/docker.sock",
+            "unix://docker.sock",
+            "ssh://host",
+            "tcp://",
+        ] {
+            assert!(
+                matches!(
+                    DockerRuntime::connect("here", Some(host)),
+                    Err(RuntimeError::BadHost { .. })
+                ),
+                "{host:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_stopping_daemon_is_unavailable_and_a_refusal_is_not() {
+        let away = [
+            answered(503, "shutting down"),
+            answered(500, "rpc error: code = Unavailable desc = connection error"),
+            DockerError::RequestTimeoutError,
+        ];
+        for error in away {
+            let text = error.to_string();
+            assert!(failed("start", "it")(error).is_unavailable(), "{text}");
+        }
+        let error = failed("start", "it")(answered(400, "no such file"));
+        assert_eq!(
+            error.to_string(),
+            "the container runtime refused to start it: no such file"
+        );
+    }
+
+    #[test]
+    fn a_refusal_quotes_a_bounded_message() {
+        let error = failed("start", "it")(answered(500, &"é".repeat(10_000)));
+        assert!(error.to_string().chars().count() < MESSAGE_CHARS_MAX + 100);
+    }
+
+    #[test]
+    fn a_missing_volume_driver_is_no_missing_image() {
+        assert!(is_image_missing(&answered(404, "No such image: x:latest")));
+        assert!(!is_image_missing(&answered(404, "plugin \"x\" not found")));
+    }
+}
