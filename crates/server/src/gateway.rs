@@ -32,10 +32,10 @@ use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::git::GitExport;
-use self::model::ModelGateway;
+use self::model::{ModelGateway, TokenCounts};
 use crate::clock::Clock;
-use crate::launch::{GIT_PATH, JobError, Jobs, push_ref};
-use crate::repos::{Repos, base_ref};
+use crate::launch::{GIT_PATH, JobError, Jobs};
+use crate::repos::{Repos, base_ref, result_ref};
 use crate::store::Store;
 
 /// Connections one sandbox may hold at once; more wait.
@@ -173,11 +173,11 @@ impl Gateway {
 
 impl Gate {
     fn new(session: &Session, parts: Arc<GatewayParts>) -> Self {
-        let export = GitExport {
-            mirror: parts.repos.mirror_path(&session.project.repository),
-            push_ref: session.kind.writes().then(|| push_ref(session.id, session.attempt)),
-            base_ref: base_ref(session.id, session.attempt),
-        };
+        let export = GitExport::new(
+            parts.repos.mirror_path(&session.project.repository),
+            base_ref(session.id, session.attempt),
+            session.kind.writes().then(|| result_ref(session.id, session.attempt)),
+        );
         Self {
             session: session.id,
             attempt: session.attempt,
@@ -212,10 +212,12 @@ impl Gate {
         mine
     }
 
-    fn meter(&self, usage: Usage) {
+    fn meter(&self, counts: &TokenCounts) {
         let mut metered = self.metered.lock().unwrap_or_else(PoisonError::into_inner);
-        metered.input_tokens += usage.input_tokens;
-        metered.output_tokens += usage.output_tokens;
+        metered.input_tokens += counts.input_tokens
+            + counts.cache_creation_input_tokens
+            + counts.cache_read_input_tokens;
+        metered.output_tokens += counts.output_tokens;
     }
 }
 
@@ -307,7 +309,7 @@ async fn model_call(State(gate): State<Arc<Gate>>, request: Request) -> Response
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     let path = path.strip_prefix("/model").unwrap_or(path).to_owned();
     let metering = Arc::clone(&gate);
-    gate.parts.model.forward(&path, request, move |usage| metering.meter(usage)).await
+    gate.parts.model.forward(&path, request, move |counts| metering.meter(&counts)).await
 }
 
 async fn git_call(State(gate): State<Arc<Gate>>, request: Request) -> Response {

@@ -10,7 +10,7 @@ use baton_domain::{Attempt, Kind, Session, SessionId};
 
 use crate::claude::{self, Precursor};
 use crate::config::{KindLimits, Waits};
-use crate::repos::{BaseRequest, DependencyCommit, RepoError, Repos};
+use crate::repos::{BaseRequest, DependencyCommit, RepoError, Repos, result_ref};
 use crate::store::{Store, StoreError};
 
 /// Where sandboxes find their repository on the socket.
@@ -72,7 +72,7 @@ impl Jobs {
                 author_name: AUTHOR.0.to_owned(),
                 author_email: AUTHOR.1.to_owned(),
             },
-            push_ref: session.kind.writes().then(|| push_ref(session.id, attempt)),
+            push_ref: session.kind.writes().then(|| result_ref(session.id, attempt)),
             claude: claude::command(session, &precursors),
             timers: self.timers(session),
         })
@@ -116,14 +116,14 @@ impl Jobs {
         };
         let mut pause = REMOTE_PAUSE;
         for _ in 1..REMOTE_TRIES_MAX {
-            match self.repos.prepare_base(&request).await {
+            match self.repos.prepare_base(request).await {
                 Err(RepoError::RemoteUnreachable { .. }) => tokio::time::sleep(pause).await,
                 Err(error) => return Err(JobError::Hopeless(outcome(&error))),
                 Ok(base) => return Ok(base),
             }
             pause *= 2;
         }
-        let last = self.repos.prepare_base(&request).await;
+        let last = self.repos.prepare_base(request).await;
         last.map_err(|error| JobError::Hopeless(outcome(&error)))
     }
 
@@ -141,12 +141,6 @@ impl Jobs {
             timeout_ms: timeout_s.saturating_mul(1000),
         }
     }
-}
-
-/// The ref a session pushes its result to.
-#[must_use]
-pub fn push_ref(session: SessionId, attempt: Attempt) -> String {
-    format!("refs/baton/result/{session}/{attempt}")
 }
 
 /// `baton/<short id>`: where a session without a branch of its own lands. The short id is the end

@@ -147,11 +147,12 @@ impl Reconciler {
         self.adopt();
         loop {
             self.pass().await;
+            let next_look = self.next_look();
             tokio::select! {
                 () = self.parts.wake.notified() => {}
                 Some(done) = self.running.join_next() => self.note_done(done),
                 sighting = next_sighting(&mut self.sightings) => self.note_sighting(sighting),
-                () = tokio::time::sleep_until(self.next_look()) => {}
+                () = tokio::time::sleep_until(next_look) => {}
                 () = stop.cancelled() => break,
             }
         }

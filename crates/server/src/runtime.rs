@@ -1,9 +1,10 @@
-//! Where sandboxes run: the six things asked of a runtime, and how they fail.
+//! Where sandboxes run: the seven things asked of a runtime, and how they fail.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
+pub use baton_domain::plan::Volumes;
 use baton_domain::{Attempt, Kind, Sandbox, SandboxId, SessionId, sandbox_id};
 use futures::stream::BoxStream;
 use jiff::Timestamp;
@@ -55,15 +56,12 @@ pub trait Runtime: Send + Sync {
     /// Removes our volumes made before `before` that no sandbox holds, and says how many. A pair
     /// of volumes that was kept counts as two.
     async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError>;
-}
 
-/// What becomes of a sandbox's volumes when it is removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Volumes {
-    /// They stay, for a person to look into, until [`Runtime::remove_kept_volumes`].
-    Keep,
-    /// They go: all that was in them has been pushed out.
-    Remove,
+    /// Whether sandboxes can be made from `image`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::ImageMissing`].
+    async fn check_image(&self, image: &str) -> Result<(), RuntimeError>;
 }
 
 /// One sandbox to be made. Nothing in it is secret: all of it shows in `docker inspect`.

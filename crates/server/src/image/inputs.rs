@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 
-use figment::Figment;
-use figment::providers::{Format as _, Toml};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -69,10 +67,8 @@ impl Inputs {
         &EMBEDDED
     }
 
-    fn parse(text: &str) -> Result<Self, Box<figment::Error>> {
-        let mut inputs: Self = Figment::from(Toml::string(text))
-            .extract()
-            .map_err(Box::new)?;
+    fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        let mut inputs: Self = toml::from_str(text)?;
         inputs.dockerfile = include_str!("../../../../images/session/Dockerfile").to_owned();
         inputs.install = include_str!("../../../../images/session/install").to_owned();
         Ok(inputs)

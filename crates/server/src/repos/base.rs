@@ -80,6 +80,20 @@ impl Repos {
         Ok(Base { commit, fetch_ref })
     }
 
+    /// What an attempt started from.
+    ///
+    /// # Errors
+    /// [`RepoError::NoBase`] when none was decided for it.
+    pub async fn base_of(
+        &self,
+        repository: &Repository,
+        session: SessionId,
+        attempt: Attempt,
+    ) -> Result<String, RepoError> {
+        let found = self.read_ref(repository, &base_ref(session, attempt))?;
+        found.ok_or(RepoError::NoBase { session, attempt })
+    }
+
     async fn base_from_remote(
         &self,
         repository: &Repository,

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use baton_domain::{Branch, Repository, SessionId};
+use baton_domain::{Attempt, Branch, Repository, SessionId};
 
 /// Conflicting files named in an error's text; the rest is counted.
 const FILES_SHOWN_MAX: usize = 5;
@@ -47,6 +47,14 @@ pub enum RepoError {
         repository: Repository,
         /// The missing commit.
         commit: String,
+    },
+    /// Nothing was decided for that attempt to start from.
+    #[error("attempt {attempt} of session {session} never had code to start from")]
+    NoBase {
+        /// Whose attempt.
+        session: SessionId,
+        /// Which one.
+        attempt: Attempt,
     },
     /// Two sides changed the same places.
     #[error("{sides} conflict in {}", shown(.files))]

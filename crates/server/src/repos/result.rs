@@ -52,6 +52,21 @@ pub enum Change {
     Deleted,
 }
 
+impl WorkResult {
+    /// Of an attempt that left everything as it was.
+    #[must_use]
+    pub fn unchanged(base: &str) -> Self {
+        Self {
+            commit: base.to_owned(),
+            files: Vec::new(),
+            commits: Vec::new(),
+            files_changed: 0,
+            insertions: 0,
+            deletions: 0,
+        }
+    }
+}
+
 impl Repos {
     /// What an attempt made on top of `base`. An attempt that pushed nothing changed nothing.
     ///

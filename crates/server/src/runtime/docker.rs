@@ -414,6 +414,13 @@ impl Runtime for DockerRuntime {
     async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError> {
         volumes::remove_unheld(self, before).await
     }
+
+    async fn check_image(&self, image: &str) -> Result<(), RuntimeError> {
+        match self.image_exists(image).await? {
+            Some(_) => Ok(()),
+            None => Err(RuntimeError::ImageMissing { image: image.to_owned() }),
+        }
+    }
 }
 
 /// What an event says of a sandbox; `Some(None)` for one that says nothing, `None` when the

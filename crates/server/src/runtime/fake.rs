@@ -34,6 +34,8 @@ pub enum Verb {
     Remove,
     /// [`Runtime::remove_kept_volumes`]
     RemoveKeptVolumes,
+    /// [`Runtime::check_image`]
+    CheckImage,
 }
 
 /// Sandboxes that exist only in memory. Shared by reference; all methods take `&self`.
@@ -366,5 +368,9 @@ impl Runtime for FakeRuntime {
                 .retain(|id, (.., made)| sandboxes.contains_key(id) || *made >= before);
             Ok(2 * (pairs - host.volumes.len()))
         })
+    }
+
+    async fn check_image(&self, _image: &str) -> Result<(), RuntimeError> {
+        self.call(Verb::CheckImage, |_| Ok(()))
     }
 }
