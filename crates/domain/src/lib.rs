@@ -11,6 +11,7 @@ pub mod observe;
 pub mod output;
 pub mod plan;
 pub mod project;
+pub mod sandbox;
 pub mod session;
 
 pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};

@@ -1,1 +1,82 @@
-//! To come.
+//! What is seen of the sandboxes → what has happened to their sessions.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::ending::Loss;
+use crate::ids::{Attempt, SessionId};
+use crate::sandbox::{Sandbox, SandboxState};
+use crate::session::{Session, SessionEvent, SessionState};
+
+/// The exit code of a process that SIGKILL ended, as container runtimes report it.
+const KILLED_CODE: i64 = 137;
+
+/// What the reconciler looks at in one pass.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// All sessions that are not over, oldest first.
+    pub sessions: Vec<Arc<Session>>,
+    /// What is known of the sandboxes.
+    pub sandboxes: Sandboxes,
+    /// Sessions for which an action is under way: nothing is concluded or planned for them.
+    pub busy: HashSet<SessionId>,
+    /// The time of this pass.
+    pub now: Timestamp,
+}
+
+/// What is known of the sandboxes.
+#[derive(Debug, Clone, Default)]
+pub struct Sandboxes {
+    /// As last seen.
+    pub seen: HashMap<(SessionId, Attempt), Sandbox>,
+    /// Whether `seen` is a complete listing, made after the sessions were read. Only then does the
+    /// absence of a sandbox mean anything.
+    pub complete: bool,
+    /// When the runtime was last out of reach.
+    pub interrupted_at: Option<Timestamp>,
+    /// Whether the machine was restarted since the sessions were launched.
+    pub host_rebooted: bool,
+}
+
+/// The losses that the sandboxes show. Everything else that happens to a sandbox is told by its
+/// agent, and an agent exits only after its report was recorded.
+#[must_use]
+pub fn losses(snapshot: &Snapshot) -> Vec<(Arc<Session>, SessionEvent)> {
+    let lost = |session: &Arc<Session>| {
+        let attempt = session.state.live_attempt()?;
+        let loss = loss(session, attempt, &snapshot.sandboxes)?;
+        Some((Arc::clone(session), SessionEvent::SandboxLost(attempt, loss)))
+    };
+    let idle = snapshot.sessions.iter().filter(|session| !snapshot.busy.contains(&session.id));
+    idle.filter_map(lost).collect()
+}
+
+fn loss(session: &Session, attempt: Attempt, sandboxes: &Sandboxes) -> Option<Loss> {
+    let starting = matches!(session.state, SessionState::Starting { .. });
+    match sandboxes.seen.get(&(session.id, attempt)).map(|sandbox| sandbox.state) {
+        Some(SandboxState::Running) => None,
+        // The decision was recorded, the act was not finished: it is repeated, not given up.
+        Some(SandboxState::Prepared) if starting => None,
+        None if starting || !sandboxes.complete => None,
+        Some(SandboxState::Exited { oom_killed: true, code }) if code != 0 => {
+            Some(Loss::OutOfMemory)
+        }
+        _ if sandboxes.host_rebooted => Some(Loss::HostRebooted),
+        Some(SandboxState::Exited { code, .. }) => {
+            let since = launched_at(session);
+            let interrupted = sandboxes.interrupted_at.is_some_and(|at| Some(at) >= since);
+            let restarted = code == KILLED_CODE && interrupted;
+            Some(if restarted { Loss::RuntimeRestarted } else { Loss::Exited(code) })
+        }
+        Some(SandboxState::Prepared | SandboxState::Removed) | None => Some(Loss::Removed),
+    }
+}
+
+fn launched_at(session: &Session) -> Option<Timestamp> {
+    match session.state {
+        SessionState::Starting { since, .. } => Some(since),
+        _ => session.state.started_at(),
+    }
+}
