@@ -1,3 +1,6 @@
 //! Baton, the library behind the binary.
 
+pub mod api;
+pub mod http;
+pub mod orchestrator;
 pub mod store;
