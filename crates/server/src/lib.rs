@@ -1,1 +1,3 @@
 //! Baton, the library behind the binary.
+
+pub mod repos;
