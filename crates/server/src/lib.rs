@@ -1,3 +1,4 @@
 //! Baton, the library behind the binary.
 
+pub mod gateway;
 pub mod repos;

@@ -1,0 +1,3 @@
+//! What a sandbox may reach, and nothing else.
+
+pub mod git;
