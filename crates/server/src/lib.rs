@@ -3,7 +3,6 @@
 //! Two doors, one orchestrator behind them; a reconciler that makes what is recorded come true;
 //! a gateway for what runs in sandboxes. See `ARCHITECTURE.md` for the map.
 
-<<<<<<< HEAD
 pub mod agent_binary;
 pub mod api;
 pub mod claude;
@@ -21,10 +20,5 @@ pub mod reconcile;
 pub mod repos;
 pub mod runtime;
 pub mod server;
-=======
-pub mod api;
-pub mod http;
-pub mod orchestrator;
->>>>>>> http
 pub mod store;
 pub mod transition;

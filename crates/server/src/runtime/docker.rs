@@ -60,6 +60,15 @@ enum Address {
     Tcp(String),
 }
 
+/// A daemon, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its version, for people.
+    pub version: String,
+    /// The time by its clock; the epoch where it doesn't tell.
+    pub now: Timestamp,
+}
+
 /// What is known of an image on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageCheck {
@@ -107,6 +116,21 @@ impl DockerRuntime {
         const STEP: &str = "answer a ping";
         let answer = self.client(STEP)?.ping().await;
         answer.map(|_| ()).map_err(failed(STEP, "the daemon"))
+    }
+
+    /// What the daemon says of itself.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`].
+    pub async fn daemon(&self) -> Result<Daemon, RuntimeError> {
+        const STEP: &str = "describe itself";
+        let answer = self.client(STEP)?.info().await;
+        let info = answer.map_err(failed(STEP, "the daemon"))?;
+        let now = info.system_time.and_then(|time| time.parse().ok());
+        Ok(Daemon {
+            version: info.server_version.unwrap_or_default(),
+            now: now.unwrap_or_default(),
+        })
     }
 
     /// What the daemon knows of `image`, `None` where it has none of that name.
@@ -416,7 +440,9 @@ impl Runtime for DockerRuntime {
     async fn check_image(&self, image: &str) -> Result<(), RuntimeError> {
         match self.image_exists(image).await? {
             Some(_) => Ok(()),
-            None => Err(RuntimeError::ImageMissing { image: image.to_owned() }),
+            None => Err(RuntimeError::ImageMissing {
+                image: image.to_owned(),
+            }),
         }
     }
 }
