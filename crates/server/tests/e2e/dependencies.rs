@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::api::wrapped;
 use crate::fake_claude::steps;
 use crate::world::{SESSION_LIMIT, World, count_of, eventually, text};
 
@@ -148,11 +149,8 @@ async fn failure_blocks_all_that_depend_on_it_and_nobody_else() {
     assert_eq!(far_session["blockedBy"], near.as_str());
     assert_eq!(far_session.get("attempt"), None);
     world.completed(&other).await;
-    let refused = world.api.webhook(&crate::api::wrapped(
-        "session.start",
-        json!({ "sessionId": far }),
-    ));
-    assert_eq!(refused.await.status, 409);
+    let start = wrapped("session.start", json!({ "sessionId": far }));
+    assert_eq!(world.api.webhook(&start).await.status, 409);
 }
 
 #[tokio::test]

@@ -333,7 +333,7 @@ impl World {
         let mut output = Value::Null;
         let printed = eventually(SESSION_LIMIT, async || {
             output = self.output(id).await;
-            lines_of(&output).iter().any(|printed| printed == line)
+            lines_of(&output).contains(&line)
         })
         .await;
         assert!(printed, "{line:?} was never printed: {output:#}");
