@@ -283,30 +283,37 @@ impl Numbered {
     const STDERR: u8 = 2;
 
     fn encode_body(&self, out: &mut BytesMut) {
-        let tag = match self.body {
-            Body::Output { .. } => TAG_OUTPUT,
-            Body::Note(_) => TAG_NOTE,
-        };
-        out.put_u8(tag);
-        out.put_u64_le(self.seq);
-        out.put_i64_le(self.at_ms);
         match &self.body {
             Body::Output {
                 stream,
                 more,
                 bytes,
             } => {
-                let more = if *more { Self::MORE } else { 0 };
-                let stderr = if *stream == Stream::Stderr {
-                    Self::STDERR
-                } else {
-                    0
-                };
-                out.put_u8(more | stderr);
+                self.put_head(out, TAG_OUTPUT);
+                out.put_u8(Self::flags(*stream, *more));
                 out.put_slice(bytes);
             }
-            Body::Note(note) => append_json(out, note),
+            Body::Note(note) => {
+                self.put_head(out, TAG_NOTE);
+                append_json(out, note);
+            }
         }
+    }
+
+    fn put_head(&self, out: &mut BytesMut, tag: u8) {
+        out.put_u8(tag);
+        out.put_u64_le(self.seq);
+        out.put_i64_le(self.at_ms);
+    }
+
+    fn flags(stream: Stream, more: bool) -> u8 {
+        let more = if more { Self::MORE } else { 0 };
+        let stderr = if stream == Stream::Stderr {
+            Self::STDERR
+        } else {
+            0
+        };
+        more | stderr
     }
 
     fn decode_body(tag: u8, mut payload: Bytes) -> Result<Self, FrameError> {

@@ -264,13 +264,18 @@ impl Outcome {
         if result.is_error {
             let text = result.text.trim();
             let text = if text.is_empty() {
-                "it gave no text"
+                "it gave no reason"
             } else {
                 text
             };
+            // An API that refuses the key ends as `success` that is an error.
+            let kind = match result.subtype.as_str() {
+                "success" | "unknown" => "an error",
+                subtype => subtype,
+            };
             return Self::failed(
                 FailureCode::ClaudeError,
-                format!("Claude reported {}: {text}", result.subtype),
+                format!("Claude reported {kind}: {text}"),
             );
         }
         if let Some(why) = &ending.salvage_failure {

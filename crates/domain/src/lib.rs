@@ -13,7 +13,10 @@ pub mod plan;
 pub mod project;
 pub mod sandbox;
 pub mod session;
+#[cfg(test)]
+mod testing;
 
 pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 pub use project::{Branch, Kind, Project, Repository};
+pub use sandbox::{Sandbox, SandboxId, SandboxState, sandbox_id};
 pub use session::{Session, SessionEvent, SessionState, Status};

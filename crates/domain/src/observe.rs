@@ -47,28 +47,44 @@ pub fn losses(snapshot: &Snapshot) -> Vec<(Arc<Session>, SessionEvent)> {
     let lost = |session: &Arc<Session>| {
         let attempt = session.state.live_attempt()?;
         let loss = loss(session, attempt, &snapshot.sandboxes)?;
-        Some((Arc::clone(session), SessionEvent::SandboxLost(attempt, loss)))
+        Some((
+            Arc::clone(session),
+            SessionEvent::SandboxLost(attempt, loss),
+        ))
     };
-    let idle = snapshot.sessions.iter().filter(|session| !snapshot.busy.contains(&session.id));
+    let idle = snapshot
+        .sessions
+        .iter()
+        .filter(|session| !snapshot.busy.contains(&session.id));
     idle.filter_map(lost).collect()
 }
 
 fn loss(session: &Session, attempt: Attempt, sandboxes: &Sandboxes) -> Option<Loss> {
     let starting = matches!(session.state, SessionState::Starting { .. });
-    match sandboxes.seen.get(&(session.id, attempt)).map(|sandbox| sandbox.state) {
+    match sandboxes
+        .seen
+        .get(&(session.id, attempt))
+        .map(|sandbox| &sandbox.state)
+    {
         Some(SandboxState::Running) => None,
         // The decision was recorded, the act was not finished: it is repeated, not given up.
         Some(SandboxState::Prepared) if starting => None,
         None if starting || !sandboxes.complete => None,
-        Some(SandboxState::Exited { oom_killed: true, code }) if code != 0 => {
-            Some(Loss::OutOfMemory)
-        }
+        Some(SandboxState::Exited {
+            oom_killed: true,
+            code,
+            ..
+        }) if *code != 0 => Some(Loss::OutOfMemory),
         _ if sandboxes.host_rebooted => Some(Loss::HostRebooted),
         Some(SandboxState::Exited { code, .. }) => {
             let since = launched_at(session);
             let interrupted = sandboxes.interrupted_at.is_some_and(|at| Some(at) >= since);
-            let restarted = code == KILLED_CODE && interrupted;
-            Some(if restarted { Loss::RuntimeRestarted } else { Loss::Exited(code) })
+            let restarted = *code == KILLED_CODE && interrupted;
+            Some(if restarted {
+                Loss::RuntimeRestarted
+            } else {
+                Loss::Exited(*code)
+            })
         }
         Some(SandboxState::Prepared | SandboxState::Removed) | None => Some(Loss::Removed),
     }
@@ -78,5 +94,142 @@ fn launched_at(session: &Session) -> Option<Timestamp> {
     match session.state {
         SessionState::Starting { since, .. } => Some(since),
         _ => session.state.started_at(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+
+    use super::*;
+    use crate::sandbox::sandbox_id;
+    use crate::testing::{at, session};
+
+    fn exited(code: i64, oom_killed: bool) -> SandboxState {
+        SandboxState::Exited {
+            code,
+            oom_killed,
+            finished_at: at(50),
+        }
+    }
+
+    #[track_caller]
+    fn check(one: &str, state: Option<SandboxState>, sandboxes: Sandboxes, expected: Expect) {
+        let session = Arc::new(session(one));
+        let mut sandboxes = sandboxes;
+        if let Some(state) = state {
+            let sandbox = Sandbox {
+                id: sandbox_id(session.kind, session.id, session.attempt),
+                session: session.id,
+                attempt: session.attempt,
+                state,
+                created_at: at(0),
+            };
+            sandboxes
+                .seen
+                .insert((session.id, session.attempt), sandbox);
+        }
+        let sessions = vec![session];
+        let snapshot = Snapshot {
+            sessions,
+            sandboxes,
+            busy: HashSet::new(),
+            now: at(100),
+        };
+        let text = match losses(&snapshot).as_slice() {
+            [] => String::new(),
+            [(_, SessionEvent::SandboxLost(_, loss))] => format!("{loss:?}"),
+            other => format!("{other:?}"),
+        };
+        expected.assert_eq(&text);
+    }
+
+    fn complete() -> Sandboxes {
+        Sandboxes {
+            complete: true,
+            ..Sandboxes::default()
+        }
+    }
+
+    #[test]
+    fn absence_means_loss_only_in_a_complete_list() {
+        check("a:running", None, Sandboxes::default(), expect![""]);
+        check("a:running", None, complete(), expect!["Removed"]);
+        check("a:starting", None, complete(), expect![""]);
+    }
+
+    #[test]
+    fn an_exit_without_a_report_is_a_loss() {
+        check(
+            "a:running",
+            Some(exited(1, false)),
+            complete(),
+            expect!["Exited(1)"],
+        );
+        check(
+            "a:running",
+            Some(exited(137, true)),
+            complete(),
+            expect!["OutOfMemory"],
+        );
+        check(
+            "a:running",
+            Some(SandboxState::Removed),
+            Sandboxes::default(),
+            expect!["Removed"],
+        );
+        check(
+            "a:concluding",
+            Some(exited(0, false)),
+            complete(),
+            expect![""],
+        );
+        check("a:queued", None, complete(), expect![""]);
+    }
+
+    #[test]
+    fn a_restart_of_the_runtime_or_the_machine_is_told_from_a_crash() {
+        let interrupted = Sandboxes {
+            interrupted_at: Some(at(60)),
+            ..complete()
+        };
+        check(
+            "a:running",
+            Some(exited(137, false)),
+            interrupted,
+            expect!["RuntimeRestarted"],
+        );
+        let before = Sandboxes {
+            interrupted_at: Some(at(1)),
+            ..complete()
+        };
+        check(
+            "a:running",
+            Some(exited(137, false)),
+            before,
+            expect!["Exited(137)"],
+        );
+        let rebooted = Sandboxes {
+            host_rebooted: true,
+            ..complete()
+        };
+        check(
+            "a:running",
+            Some(exited(255, false)),
+            rebooted,
+            expect!["HostRebooted"],
+        );
+    }
+
+    #[test]
+    fn nothing_is_concluded_about_a_session_that_is_being_acted_on() {
+        let session = Arc::new(session("a:running"));
+        let snapshot = Snapshot {
+            busy: HashSet::from([session.id]),
+            sessions: vec![session],
+            sandboxes: complete(),
+            now: at(100),
+        };
+        assert!(losses(&snapshot).is_empty());
     }
 }

@@ -6,8 +6,6 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ending::{ClaudeResult, Usage};
-
 /// The most characters of one log line; longer ones end with `…`.
 pub const LOG_LINE_CHARS_MAX: usize = 2_000;
 /// The most bytes of a summary, which dependents' prompts carry too.
@@ -189,31 +187,6 @@ fn shortened(line: impl AsRef<str>) -> String {
     }
 }
 
-/// Reads Claude's `result` message; none for any other line.
-#[must_use]
-pub fn claude_result(line: &[u8]) -> Option<ClaudeResult> {
-    let message: Value = serde_json::from_slice(line).ok()?;
-    if message["type"] != "result" {
-        return None;
-    }
-    let count = |key: &str| message["usage"][key].as_u64().unwrap_or(0);
-    Some(ClaudeResult {
-        subtype: message["subtype"].as_str().unwrap_or("unknown").to_owned(),
-        is_error: message["is_error"].as_bool().unwrap_or(false)
-            || message["subtype"]
-                .as_str()
-                .is_some_and(|subtype| subtype.starts_with("error")),
-        text: message["result"].as_str().unwrap_or("").to_owned(),
-        usage: Usage {
-            input_tokens: count("input_tokens")
-                + count("cache_read_input_tokens")
-                + count("cache_creation_input_tokens"),
-            output_tokens: count("output_tokens"),
-            cost_usd: message["total_cost_usd"].as_f64().unwrap_or(0.0),
-        },
-    })
-}
-
 /// Claude's closing text parted into what it did and what it proposes next.
 ///
 /// Next steps are the list items below a heading or line that says so, up to the next heading.
@@ -338,18 +311,5 @@ mod tests {
             ("Only words.".to_owned(), Vec::new())
         );
         assert_eq!(closing("Next steps:\n1. One\n2) Two").1, ["One", "Two"]);
-    }
-
-    #[test]
-    fn cached_tokens_count_as_read() {
-        let line = br#"{"type":"result","subtype":"success","is_error":false,"result":"ok",
-            "total_cost_usd":0.5,"usage":{"input_tokens":1,"cache_read_input_tokens":2,
-            "cache_creation_input_tokens":4,"output_tokens":8}}"#;
-        let result = claude_result(line).expect("a result");
-        assert_eq!(
-            (result.usage.input_tokens, result.usage.output_tokens),
-            (7, 8)
-        );
-        assert!(claude_result(b"{\"type\":\"assistant\"}").is_none());
     }
 }

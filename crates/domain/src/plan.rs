@@ -71,7 +71,11 @@ pub fn plan(
     limits: &Limits,
 ) -> Vec<Action> {
     let mut actions = removals(snapshot, &standing);
-    let slots_held = snapshot.sessions.iter().filter(|session| session.state.holds_slot()).count();
+    let slots_held = snapshot
+        .sessions
+        .iter()
+        .filter(|session| session.state.holds_slot())
+        .count();
     let mut slots_free = limits.slots_max.saturating_sub(slots_held);
     let mut prepared_free = limits.prepared_max.saturating_sub(prepared(snapshot));
     for session in &snapshot.sessions {
@@ -83,7 +87,7 @@ pub fn plan(
             continue;
         }
         let sandbox = snapshot.sandboxes.seen.get(&(session.id, session.attempt));
-        let sandbox_state = sandbox.map(|sandbox| sandbox.state);
+        let sandbox_state = sandbox.map(|sandbox| &sandbox.state);
         match &session.state {
             SessionState::Concluding { .. } => actions.push(Action::Conclude(Arc::clone(session))),
             SessionState::Starting { .. }
@@ -102,7 +106,8 @@ pub fn plan(
                 actions.push(Action::Launch(Arc::clone(session)));
             }
             SessionState::Created | SessionState::Queued
-                if prepared_free > 0 && matches!(sandbox_state, None | Some(SandboxState::Removed)) =>
+                if prepared_free > 0
+                    && matches!(sandbox_state, None | Some(SandboxState::Removed)) =>
             {
                 prepared_free -= 1;
                 actions.push(Action::Prepare(Arc::clone(session)));
@@ -114,7 +119,10 @@ pub fn plan(
 }
 
 fn ready(session: &Session, standing: &impl Fn(SessionId) -> Option<Standing>) -> bool {
-    session.dependencies.iter().all(|&id| standing(id) == Some(Standing::Completed))
+    session
+        .dependencies
+        .iter()
+        .all(|&id| standing(id) == Some(Standing::Completed))
 }
 
 /// Sandboxes that stand ready or are being made.
@@ -127,12 +135,12 @@ fn prepared(snapshot: &Snapshot) -> usize {
         .count()
 }
 
-fn removals(
-    snapshot: &Snapshot,
-    standing: &impl Fn(SessionId) -> Option<Standing>,
-) -> Vec<Action> {
-    let active: HashMap<SessionId, &Session> =
-        snapshot.sessions.iter().map(|session| (session.id, session.as_ref())).collect();
+fn removals(snapshot: &Snapshot, standing: &impl Fn(SessionId) -> Option<Standing>) -> Vec<Action> {
+    let active: HashMap<SessionId, &Session> = snapshot
+        .sessions
+        .iter()
+        .map(|session| (session.id, session.as_ref()))
+        .collect();
     let mut removals: Vec<Action> = snapshot
         .sandboxes
         .seen
@@ -169,5 +177,220 @@ fn fate(sandbox: &Sandbox, standing: Option<Standing>, now: Timestamp) -> Option
         Some(Standing::Open) => None,
         None if now.duration_since(sandbox.created_at) > ORPHAN_AGE => Some(Volumes::Keep),
         None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::observe::Sandboxes;
+    use crate::sandbox::sandbox_id;
+    use crate::testing::{at, letter, session, session_id, state};
+
+    const LIMITS: Limits = Limits {
+        slots_max: 2,
+        prepared_max: 1,
+        stop_grace: SignedDuration::from_secs(60),
+    };
+
+    /// `a:running b:queued<-a` as sessions, `a:running z:exited` as sandboxes.
+    fn snapshot(sessions: &str, sandboxes: &str) -> Snapshot {
+        let sessions: Vec<_> = sessions
+            .split_whitespace()
+            .map(|entry| Arc::new(session(entry)))
+            .collect();
+        let seen = sandboxes.split_whitespace().map(|entry| {
+            let (name, state) = entry.split_once(':').expect("name:state");
+            let id = session_id(name);
+            let sandbox = Sandbox {
+                id: sandbox_id(crate::Kind::Testing, id, Attempt::FIRST),
+                session: id,
+                attempt: Attempt::FIRST,
+                state: match state {
+                    "prepared" => SandboxState::Prepared,
+                    "running" => SandboxState::Running,
+                    "removed" => SandboxState::Removed,
+                    _ => SandboxState::Exited {
+                        code: 0,
+                        oom_killed: false,
+                        finished_at: at(1),
+                    },
+                },
+                created_at: at(0),
+            };
+            ((id, Attempt::FIRST), sandbox)
+        });
+        let sandboxes = Sandboxes {
+            seen: seen.collect(),
+            ..Sandboxes::default()
+        };
+        Snapshot {
+            sessions,
+            sandboxes,
+            busy: HashSet::new(),
+            now: at(3_600),
+        }
+    }
+
+    fn standings(snapshot: &Snapshot, over: &str) -> impl Fn(SessionId) -> Option<Standing> {
+        let over: Vec<(SessionId, Standing)> = over
+            .split_whitespace()
+            .map(|entry| {
+                let (name, standing) = entry.split_once(':').expect("name:standing");
+                let lost = standing == "failed";
+                let standing = if lost {
+                    Standing::Lost
+                } else {
+                    Standing::Completed
+                };
+                (session_id(name), standing)
+            })
+            .collect();
+        let open: HashSet<SessionId> = snapshot.sessions.iter().map(|one| one.id).collect();
+        move |id| {
+            let known = over
+                .iter()
+                .find(|(one, _)| *one == id)
+                .map(|(_, standing)| *standing);
+            known.or_else(|| open.contains(&id).then_some(Standing::Open))
+        }
+    }
+
+    fn render(actions: &[Action]) -> String {
+        let words = actions.iter().map(|action| {
+            let word = match action {
+                Action::Remove(_, Volumes::Keep) => "remove-keeping-volumes",
+                Action::Remove(_, Volumes::Remove) => "remove",
+                Action::Kill(_) => "kill",
+                Action::Conclude(_) => "conclude",
+                Action::Launch(_) => "launch",
+                Action::Prepare(_) => "prepare",
+            };
+            format!("{word} {}", letter(action.session()))
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
+    #[track_caller]
+    fn check(sessions: &str, over: &str, sandboxes: &str, expected: Expect) {
+        let snapshot = snapshot(sessions, sandboxes);
+        let standing = standings(&snapshot, over);
+        expected.assert_eq(&render(&plan(&snapshot, standing, &LIMITS)));
+    }
+
+    #[test]
+    fn a_dependent_waits_while_its_dependency_runs() {
+        check(
+            "a:running b:queued<-a",
+            "",
+            "a:running b:prepared",
+            expect![""],
+        );
+    }
+
+    #[test]
+    fn a_dependent_is_launched_when_all_have_completed() {
+        check("c:queued<-ab", "a:done b:done", "", expect!["launch c"]);
+    }
+
+    #[test]
+    fn the_oldest_takes_the_last_slot() {
+        check(
+            "a:running b:queued c:queued",
+            "",
+            "a:running c:prepared",
+            expect!["launch b"],
+        );
+    }
+
+    #[test]
+    fn a_session_that_concludes_still_holds_its_slot() {
+        check(
+            "a:concluding b:running c:queued",
+            "",
+            "c:prepared",
+            expect!["conclude a"],
+        );
+    }
+
+    #[test]
+    fn a_launch_that_was_cut_short_is_repeated() {
+        check(
+            "a:starting b:starting",
+            "",
+            "a:prepared",
+            expect!["launch a, launch b"],
+        );
+        check("a:starting", "", "a:running", expect![""]);
+    }
+
+    #[test]
+    fn sandboxes_are_made_ahead_up_to_the_limit() {
+        check("a:created b:created", "", "", expect!["prepare a"]);
+        check("a:created b:created", "", "a:prepared", expect![""]);
+    }
+
+    #[test]
+    fn what_is_over_is_removed_and_lost_work_is_kept() {
+        check(
+            "",
+            "a:done b:failed c:failed",
+            "a:exited b:exited c:prepared",
+            expect!["remove a, remove-keeping-volumes b, remove c"],
+        );
+    }
+
+    #[test]
+    fn a_session_that_does_not_stop_is_killed() {
+        check("a:stopping", "", "a:running", expect!["kill a"]);
+    }
+
+    #[test]
+    fn an_old_orphan_is_removed_and_a_young_one_left() {
+        let mut young = snapshot("", "z:running");
+        young.now = at(60);
+        assert_eq!(render(&plan(&young, |_| None, &LIMITS)), "");
+        let old = snapshot("", "z:running");
+        assert_eq!(
+            render(&plan(&old, |_| None, &LIMITS)),
+            "remove-keeping-volumes z"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_the_slots_and_never_before_its_dependencies(
+            states in proptest::collection::vec(0usize..7, 1..20),
+            edges in proptest::collection::vec(any::<u32>(), 20),
+            slots_max in 1usize..5,
+        ) {
+            let names = ["created", "queued", "starting", "running", "stopping", "concluding", "queued"];
+            let sessions: Vec<Arc<Session>> = states.iter().enumerate().map(|(index, &which)| {
+                let mut one = session("a:created");
+                one.id = SessionId(uuid::Uuid::from_u128(index as u128));
+                one.state = state(names[which]);
+                one.dependencies = (0..index)
+                    .filter(|earlier| edges[index] & (1 << earlier) != 0)
+                    .map(|earlier| SessionId(uuid::Uuid::from_u128(earlier as u128)))
+                    .collect();
+                Arc::new(one)
+            }).collect();
+            let held = sessions.iter().filter(|one| one.state.holds_slot()).count();
+            let snapshot = Snapshot { sessions, ..snapshot("", "") };
+            let limits = Limits { slots_max, ..LIMITS };
+            let actions = plan(&snapshot, |_| Some(Standing::Open), &limits);
+            let new_launches: Vec<&Arc<Session>> = actions.iter().filter_map(|action| match action {
+                Action::Launch(one) if one.state == SessionState::Queued => Some(one),
+                _ => None,
+            }).collect();
+            prop_assert!(new_launches.iter().all(|one| one.dependencies.is_empty()));
+            prop_assert!(new_launches.len() <= slots_max.saturating_sub(held));
+            prop_assert_eq!(plan(&snapshot, |_| Some(Standing::Open), &limits), actions);
+        }
     }
 }

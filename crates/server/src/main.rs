@@ -1,2 +1,7 @@
 //! The binary `baton`.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    baton::cli::main()
+}

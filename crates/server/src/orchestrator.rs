@@ -19,9 +19,9 @@ use tokio::sync::watch;
 
 pub use output::{OUTPUT_BYTES_MAX, SCANNED_BYTES_MAX};
 pub use types::{
-    Accepted, Admission, Clock, DependencyMode, Ids, NewOrchestration, NewSession, Once,
-    Orchestrated, OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor,
-    RandomIds, Refusal, SessionDetails, SessionOutput, Strategy, SystemClock,
+    Accepted, Admission, DependencyMode, Ids, NewOrchestration, NewSession, Once, Orchestrated,
+    OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor, RandomIds, Refusal,
+    SessionDetails, SessionOutput, Strategy,
 };
 
 use crate::store::{

@@ -4,28 +4,12 @@ use std::sync::Arc;
 
 use baton_domain::dependencies::DependencyError;
 use baton_domain::{ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status};
-use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::clock::Clock;
 use crate::store::{Orchestration, Store, StoreError};
-
-/// Tells the time.
-pub trait Clock: Send + Sync {
-    /// Now.
-    fn now(&self) -> Timestamp;
-}
-
-/// The machine's clock.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        Timestamp::now()
-    }
-}
 
 /// Makes names for new things. No name is ever given twice.
 pub trait Ids: Send + Sync {

@@ -1,0 +1,186 @@
+//! Brings the code into the workspace.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use baton_agent::protocol::Checkout;
+
+use crate::dial::Backoff;
+use crate::git::{Git, GitError};
+use crate::log;
+
+/// How often a fetch is tried.
+const FETCH_TRIES: u32 = 3;
+/// Directories walked in search of locks: branches have few levels.
+const LOCK_DIRS_MAX: usize = 1_000;
+
+/// Why there is no code to work on.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckoutError {
+    /// The workspace cannot be written.
+    #[error("the workspace cannot be written: {0}")]
+    Workspace(#[from] io::Error),
+    /// Git could not.
+    #[error(transparent)]
+    Git(#[from] GitError),
+}
+
+/// Fetches and checks out `checkout` from `url`. May be repeated: what an earlier try left is
+/// written over.
+///
+/// The repository is laid out by hand, which takes two runs of git where `init`, `config`,
+/// `remote`, `fetch` and `checkout` would take six.
+///
+/// # Errors
+/// [`CheckoutError`].
+pub async fn check_out(git: &Git, checkout: &Checkout, url: &str) -> Result<(), CheckoutError> {
+    lay_out(&git.workspace, checkout, url)?;
+    remove_locks(&git.workspace);
+    let refspec = format!("+{}", checkout.fetch_ref);
+    // What is fetched can be fetched again, so it need not be safe on the disk.
+    let settings = ["core.fsync=none", "fetch.unpackLimit=1"];
+    let args = [
+        "-q",
+        "--no-tags",
+        "--no-recurse-submodules",
+        "--",
+        "origin",
+        &refspec,
+    ];
+    let mut backoff = Backoff::new();
+    for tries in 1.. {
+        match git.run_with(&settings, "fetch", &args).await {
+            Ok(_) => break,
+            Err(error) if tries == FETCH_TRIES => return Err(error.into()),
+            Err(error) => {
+                log(format_args!("fetch is tried again: {error}"));
+                git.orders.server_is_there().await;
+                backoff.wait().await;
+            }
+        }
+    }
+    git.run_with(&settings, "reset", &["-q", "--hard", &checkout.commit])
+        .await?;
+    Ok(())
+}
+
+/// Author and committer of commits, for git's environment.
+pub fn identity(checkout: &Checkout) -> Vec<(String, String)> {
+    let pair = |name: &str, value: &String| (name.to_owned(), value.clone());
+    vec![
+        pair("GIT_AUTHOR_NAME", &checkout.author_name),
+        pair("GIT_AUTHOR_EMAIL", &checkout.author_email),
+        pair("GIT_COMMITTER_NAME", &checkout.author_name),
+        pair("GIT_COMMITTER_EMAIL", &checkout.author_email),
+    ]
+}
+
+/// Writes what `git init`, `git remote add` and `git config` would write.
+fn lay_out(workspace: &Path, checkout: &Checkout, url: &str) -> io::Result<()> {
+    let dir = workspace.join(".git");
+    for part in [
+        "objects/pack",
+        "objects/info",
+        "refs/heads",
+        "refs/tags",
+        "info",
+    ] {
+        fs::create_dir_all(dir.join(part))?;
+    }
+    fs::write(dir.join("config"), config(checkout, url))?;
+    fs::write(
+        dir.join("HEAD"),
+        format!("ref: refs/heads/{}\n", checkout.branch),
+    )
+}
+
+fn config(checkout: &Checkout, url: &str) -> String {
+    let is_sha256 = checkout.commit.len() == 64;
+    let mut text = String::from("[core]\n\tbare = false\n\tlogallrefupdates = true\n");
+    if is_sha256 {
+        text += "\trepositoryformatversion = 1\n[extensions]\n\tobjectformat = sha256\n";
+    } else {
+        text += "\trepositoryformatversion = 0\n";
+    }
+    let mut section = |name: &str, settings: &[(&str, &str)]| {
+        text += &format!("[{name}]\n");
+        for (key, value) in settings {
+            text += &format!("\t{key} = {}\n", quoted(value));
+        }
+    };
+    let author = [
+        ("name", checkout.author_name.as_str()),
+        ("email", checkout.author_email.as_str()),
+    ];
+    section("user", &author);
+    let fetch = "+refs/heads/*:refs/remotes/origin/*";
+    section("remote \"origin\"", &[("url", url), ("fetch", fetch)]);
+    // An egress proxy in the environment must not catch the way to the server.
+    section(&format!("http \"{url}\""), &[("proxy", "")]);
+    section("push", &[("autoSetupRemote", "true")]);
+    // The workspace does not live long enough for it to pay.
+    section("gc", &[("auto", "0")]);
+    section("maintenance", &[("auto", "false")]);
+    text
+}
+
+/// A value as a configuration file of git's wants it.
+fn quoted(value: &str) -> String {
+    let mut text = String::from("\"");
+    for char in value.chars() {
+        match char {
+            '"' => text += "\\\"",
+            '\\' => text += "\\\\",
+            '\n' => text += "\\n",
+            other => text.push(other),
+        }
+    }
+    text.push('"');
+    text
+}
+
+/// Removes the locks that a killed git leaves. Only for when no git runs.
+pub fn remove_locks(workspace: &Path) {
+    let dir = workspace.join(".git");
+    for name in [
+        "index.lock",
+        "HEAD.lock",
+        "config.lock",
+        "packed-refs.lock",
+        "shallow.lock",
+    ] {
+        // Most of them are never there.
+        let _ = fs::remove_file(dir.join(name));
+    }
+    let mut dirs = vec![dir.join("refs")];
+    let mut seen = 0;
+    while let Some(dir) = dirs.pop() {
+        seen += 1;
+        if seen > LOCK_DIRS_MAX {
+            return;
+        }
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                dirs.push(path);
+            } else if path
+                .extension()
+                .is_some_and(|extension| extension == "lock")
+            {
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_for_git() {
+        assert_eq!(quoted("a \"b\" \\ c; #d\n"), r#""a \"b\" \\ c; #d\n""#);
+        assert_eq!(quoted(""), "\"\"");
+    }
+}

@@ -1,0 +1,72 @@
+//! The command line: one file for each subcommand.
+
+mod doctor;
+mod image;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Runs many Claude Code sessions, each in its own sealed container, in the order that their
+/// dependencies set.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the server: SQLite and the local Docker by default
+    Serve(serve::ServeArgs),
+    /// Makes the image sessions run in
+    Image(image::ImageArgs),
+    /// Checks daemon, image, credentials, disk, clock and versions; says how to mend each
+    Doctor(doctor::DoctorArgs),
+}
+
+/// Reads the arguments, runs the subcommand, tells an error in one chain of words.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("baton: the process could not be set up: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(async {
+        match arguments.command {
+            Command::Serve(args) => serve::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Image(args) => image::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Doctor(args) => doctor::run(args).await,
+        }
+    });
+    done.unwrap_or_else(|error| {
+        eprintln!("baton: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Logs at `info` unless `RUST_LOG` says otherwise; as JSON, with control characters escaped, when
+/// nobody watches.
+fn log_to_stderr() {
+    use std::io::IsTerminal as _;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        log.init()
+    } else {
+        log.json().init()
+    }
+}

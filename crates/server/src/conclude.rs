@@ -1,0 +1,240 @@
+//! The end of a session: what it left is recorded and landed.
+
+use std::sync::Arc;
+
+use baton_domain::ending::{Ending, FailureCode, Outcome};
+use baton_domain::output::{Artifact, SessionResult, closing};
+use baton_domain::session::{Report, SessionState};
+use baton_domain::{Attempt, Branch, Session, SessionEvent};
+
+use crate::clock::Clock;
+use crate::failpoint;
+use crate::launch::own_branch;
+use crate::repos::{Change, RepoError, Repos, WorkResult};
+use crate::store::{Store, StoreError};
+use crate::transition::{TransitionError, apply};
+
+/// Records and lands what sessions left.
+#[derive(Clone)]
+pub struct Concluder {
+    store: Store,
+    repos: Repos,
+    clock: Arc<dyn Clock>,
+}
+
+/// Why a session could not be concluded yet; it will be tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum ConcludeError {
+    /// The remote did not answer.
+    #[error("the remote of {repository} does not answer")]
+    Remote {
+        /// The repository.
+        repository: String,
+        /// What git said.
+        #[source]
+        source: RepoError,
+    },
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Concluder {
+    /// A concluder over these parts.
+    #[must_use]
+    pub fn new(store: Store, repos: Repos, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            store,
+            repos,
+            clock,
+        }
+    }
+
+    /// Finishes a session that is concluding. May be repeated: landing what has landed changes
+    /// nothing, and the outcome is recorded once. With `last_try` a remote that does not answer
+    /// fails the session instead of being waited for; the work stays in the mirror.
+    ///
+    /// # Errors
+    /// [`ConcludeError`]: nothing is lost, try again.
+    pub async fn conclude(&self, session: &Session, last_try: bool) -> Result<(), ConcludeError> {
+        let SessionState::Concluding {
+            attempt, ending, ..
+        } = &session.state
+        else {
+            return Ok(());
+        };
+        let mut report = report_of(ending);
+        let mut outcome = Outcome::of(ending);
+        if ending.setup_failure.is_none() || ending.pushed.is_some() {
+            match self.work(session, *attempt).await {
+                Ok((base, work)) => {
+                    outcome = self
+                        .land(session, &base, work, outcome, &mut report, last_try)
+                        .await?;
+                }
+                // The sandbox ended before there was a base: nothing can have been changed.
+                Err(RepoError::NoBase { .. }) => {}
+                Err(error) => return Err(unreachable_remote(session, error)),
+            }
+        }
+        failpoint::reach("landed");
+        let event = SessionEvent::Concluded(*attempt, outcome);
+        match apply(
+            &self.store,
+            self.clock.as_ref(),
+            session.id,
+            &event,
+            Some(report),
+        )
+        .await
+        {
+            // Somebody concluded it before us.
+            Ok(_) | Err(TransitionError::Invalid(_)) => Ok(()),
+            Err(TransitionError::Store(error)) => Err(error.into()),
+        }
+    }
+
+    async fn work(
+        &self,
+        session: &Session,
+        attempt: Attempt,
+    ) -> Result<(String, WorkResult), RepoError> {
+        let repository = &session.project.repository;
+        let base = self.repos.base_of(repository, session.id, attempt).await?;
+        let work = if session.kind.writes() {
+            self.repos
+                .result_of(repository, session.id, attempt, &base)
+                .await?
+        } else {
+            WorkResult::unchanged(&base)
+        };
+        Ok((base, work))
+    }
+
+    /// Lands the work where it belongs. Work of a session that did not complete goes to a branch
+    /// of its own, so that nobody takes it for finished and nobody loses it.
+    async fn land(
+        &self,
+        session: &Session,
+        base: &str,
+        work: WorkResult,
+        outcome: Outcome,
+        report: &mut Report,
+        last_try: bool,
+    ) -> Result<Outcome, ConcludeError> {
+        report.artifacts = artifacts(&work);
+        let mut result = SessionResult {
+            branch: None,
+            base_commit: base.to_owned(),
+            commit: work.commit.clone(),
+            files_changed: work.files_changed,
+            insertions: work.insertions,
+            deletions: work.deletions,
+        };
+        let mut landed = outcome;
+        if work.commit != base {
+            let target = target(session, &landed);
+            let message = format!("Land session {}", session.id);
+            let repository = &session.project.repository;
+            match self
+                .repos
+                .land(repository, &work.commit, base, &target, &message)
+                .await
+            {
+                Ok(_) => result.branch = Some(target.to_string()),
+                Err(error) if error.is_retryable() && !last_try => {
+                    return Err(unreachable_remote(session, error));
+                }
+                Err(error) => {
+                    landed = not_landed(landed, &target, &error, report);
+                }
+            }
+        }
+        report.result = Some(result);
+        Ok(landed)
+    }
+}
+
+fn unreachable_remote(session: &Session, source: RepoError) -> ConcludeError {
+    ConcludeError::Remote {
+        repository: session.project.repository.to_string(),
+        source,
+    }
+}
+
+fn target(session: &Session, outcome: &Outcome) -> Branch {
+    let own = || {
+        #[expect(
+            clippy::expect_used,
+            reason = "hex digits behind a fixed prefix are a branch name"
+        )]
+        own_branch(session.id).parse().expect("a valid branch name")
+    };
+    match &session.project.branch {
+        Some(branch) if outcome.is_completed() => branch.clone(),
+        _ => own(),
+    }
+}
+
+fn not_landed(
+    outcome: Outcome,
+    target: &Branch,
+    error: &RepoError,
+    report: &mut Report,
+) -> Outcome {
+    let text =
+        format!("the work is kept in the server's mirror but did not land on {target}: {error}");
+    if !outcome.is_completed() {
+        report.warnings.push(text);
+        return outcome;
+    }
+    let code = match error {
+        RepoError::MergeConflict { .. } => FailureCode::MergeConflict,
+        _ => FailureCode::LandingFailed,
+    };
+    Outcome::failed(code, text)
+}
+
+fn report_of(ending: &Ending) -> Report {
+    let (summary, next_steps) = ending
+        .result
+        .as_ref()
+        .map(|result| closing(&result.text))
+        .unwrap_or_default();
+    let mut warnings = Vec::new();
+    if ending.oom_kills > 0 {
+        warnings.push(format!(
+            "the kernel killed {} of the sandbox's processes for want of memory",
+            ending.oom_kills
+        ));
+    }
+    if let Some(why) = &ending.salvage_failure {
+        warnings.push(format!(
+            "the work could not be taken out of the sandbox: {why}"
+        ));
+    }
+    let usage = ending.result.as_ref().map(|result| result.usage);
+    Report {
+        summary,
+        next_steps,
+        usage,
+        warnings,
+        ..Report::default()
+    }
+}
+
+/// Commits first to last, then files by name; deleted files are no artifacts.
+fn artifacts(work: &WorkResult) -> Vec<Artifact> {
+    let files = work
+        .files
+        .iter()
+        .filter(|file| file.change != Change::Deleted);
+    let files = files.map(|file| Artifact::File {
+        path: file.path.clone(),
+    });
+    let commits = work
+        .commits
+        .iter()
+        .map(|sha| Artifact::Commit { sha: sha.clone() });
+    files.chain(commits).collect()
+}

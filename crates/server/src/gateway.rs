@@ -1,0 +1,340 @@
+//! What a sandbox may reach, and nothing else: its own agent's link, the model API and the one
+//! repository, on one Unix socket for each attempt.
+//!
+//! The socket itself says which session is calling: it lies in a directory that is mounted into
+//! one sandbox only. There is no token that could leak.
+
+pub mod git;
+pub mod lines;
+pub mod link;
+pub mod model;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use baton_agent::protocol::{AGENT_NAME, AGENT_PATH, Job, SOCKET_NAME, UPGRADE};
+use baton_domain::ending::Usage;
+use baton_domain::{Attempt, Session, SessionId};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Notify, OnceCell, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use self::git::GitExport;
+use self::model::{ModelGateway, TokenCounts};
+use crate::clock::Clock;
+use crate::launch::{GIT_PATH, JobError, Jobs};
+use crate::repos::{Repos, base_ref, result_ref};
+use crate::store::Store;
+
+/// Connections one sandbox may hold at once; more wait.
+const CONNECTIONS_MAX: usize = 256;
+/// The pause after a connection could not be accepted, for example for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Everybody may connect to the socket: who can see it is decided by where it is mounted, and the
+/// data directory above it is closed to others.
+const SOCKET_MODE: u32 = 0o666;
+/// The sandbox's user must be able to enter the directory.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// What the gateway is made of.
+pub struct GatewayParts {
+    /// The directory that holds one directory for each attempt.
+    pub run_root: PathBuf,
+    /// The agent's binary, on the same file system.
+    pub agent: PathBuf,
+    /// Sessions and their output.
+    pub store: Store,
+    /// Mirrors.
+    pub repos: Repos,
+    /// Model calls.
+    pub model: ModelGateway,
+    /// Jobs.
+    pub jobs: Jobs,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Wakes the reconciler.
+    pub wake: Arc<Notify>,
+}
+
+/// The sockets of all live sandboxes.
+#[derive(Clone)]
+pub struct Gateway {
+    parts: Arc<GatewayParts>,
+    gates: Arc<Mutex<HashMap<(SessionId, Attempt), Arc<Gate>>>>,
+}
+
+/// One sandbox's socket.
+pub struct Gate {
+    session: SessionId,
+    attempt: Attempt,
+    parts: Arc<GatewayParts>,
+    export: GitExport,
+    job: OnceCell<Job>,
+    stop: watch::Sender<bool>,
+    link: tokio::sync::Mutex<()>,
+    /// Cancelled when a newer link takes over.
+    newest: Mutex<CancellationToken>,
+    closed: CancellationToken,
+    metered: Mutex<Usage>,
+}
+
+impl Gateway {
+    /// A gateway without sockets.
+    #[must_use]
+    pub fn new(parts: GatewayParts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+            gates: Arc::default(),
+        }
+    }
+
+    /// The directory that is mounted into the sandbox.
+    #[must_use]
+    pub fn run_dir(&self, session: SessionId, attempt: Attempt) -> PathBuf {
+        self.parts
+            .run_root
+            .join(format!("{}-{attempt}", session.0.simple()))
+    }
+
+    /// Makes the directory that is mounted into the sandbox, with the agent in it.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn prepare(&self, session: SessionId, attempt: Attempt) -> io::Result<PathBuf> {
+        let dir = self.run_dir(session, attempt);
+        std::fs::create_dir_all(&dir)?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(DIRECTORY_MODE))?;
+        match std::fs::hard_link(&self.parts.agent, dir.join(AGENT_NAME)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(dir),
+        }
+    }
+
+    /// Opens the session's socket, or finds it open.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn open(&self, session: &Session) -> io::Result<Arc<Gate>> {
+        let key = (session.id, session.attempt);
+        let dir = self.prepare(session.id, session.attempt)?;
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = gates.get(&key) {
+            return Ok(Arc::clone(gate));
+        }
+        let listener = bind(&dir)?;
+        let gate = Arc::new(Gate::new(session, Arc::clone(&self.parts)));
+        tokio::spawn(accept(listener, Arc::clone(&gate)));
+        gates.insert(key, Arc::clone(&gate));
+        Ok(gate)
+    }
+
+    /// Tells the session's agent to stop Claude, now or as soon as it connects.
+    pub fn stop(&self, session: SessionId, attempt: Attempt) {
+        if let Some(gate) = self.gate(session, attempt) {
+            gate.stop.send_replace(true);
+        }
+    }
+
+    /// Tokens counted on the way to and from the model since the socket was opened.
+    #[must_use]
+    pub fn metered(&self, session: SessionId, attempt: Attempt) -> Option<Usage> {
+        let gate = self.gate(session, attempt)?;
+        let usage = *gate.metered.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(usage)
+    }
+
+    /// Closes the socket and removes its directory; gone already is fine.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn close(&self, session: SessionId, attempt: Attempt) -> io::Result<()> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = gates.remove(&(session, attempt)) {
+            gate.closed.cancel();
+        }
+        match std::fs::remove_dir_all(self.run_dir(session, attempt)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn gate(&self, session: SessionId, attempt: Attempt) -> Option<Arc<Gate>> {
+        let gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.get(&(session, attempt)).cloned()
+    }
+}
+
+impl Gate {
+    fn new(session: &Session, parts: Arc<GatewayParts>) -> Self {
+        let export = GitExport::new(
+            parts.repos.mirror_path(&session.project.repository),
+            base_ref(session.id, session.attempt),
+            session
+                .kind
+                .writes()
+                .then(|| result_ref(session.id, session.attempt)),
+        );
+        Self {
+            session: session.id,
+            attempt: session.attempt,
+            parts,
+            export,
+            job: OnceCell::new(),
+            stop: watch::Sender::new(false),
+            link: tokio::sync::Mutex::default(),
+            newest: Mutex::default(),
+            closed: CancellationToken::new(),
+            metered: Mutex::default(),
+        }
+    }
+
+    /// The session's job, made on the first call that succeeds.
+    ///
+    /// # Errors
+    /// [`JobError`].
+    pub async fn job(&self) -> Result<Job, JobError> {
+        let make = async || {
+            let session = self.parts.store.session(self.session).await?;
+            self.parts.jobs.job(&session, self.attempt).await
+        };
+        self.job.get_or_try_init(make).await.cloned()
+    }
+
+    /// Ends the link that is being served and gives back what a later one will end this with.
+    fn supersede(&self) -> CancellationToken {
+        let mine = self.closed.child_token();
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *newest, mine.clone()).cancel();
+        mine
+    }
+
+    fn meter(&self, counts: &TokenCounts) {
+        let mut metered = self.metered.lock().unwrap_or_else(PoisonError::into_inner);
+        metered.input_tokens += counts.input_tokens
+            + counts.cache_creation_input_tokens
+            + counts.cache_read_input_tokens;
+        metered.output_tokens += counts.output_tokens;
+    }
+}
+
+/// Binds by way of the directory's descriptor: the path of a Unix socket has at most 107 bytes,
+/// and nobody should have to choose a data directory by that.
+fn bind(dir: &Path) -> io::Result<UnixListener> {
+    use std::os::fd::AsRawFd;
+    let path = dir.join(SOCKET_NAME);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let directory = std::fs::File::open(dir)?;
+    let short = format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd());
+    let listener = UnixListener::bind(short)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(SOCKET_MODE))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, gate: Arc<Gate>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let routes = Router::new()
+        .route(AGENT_PATH, get(agent))
+        .route("/model", any(model_call))
+        .route("/model/{*path}", any(model_call))
+        .route("/git/{*path}", any(git_call))
+        .with_state(Arc::clone(&gate));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = gate.closed.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = connection(stream, routes.clone(), gate.closed.clone());
+                tokio::spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(session = %gate.session, %error, "a sandbox's call was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: UnixStream, routes: Router, closed: CancellationToken) {
+    let served = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes))
+        .with_upgrades();
+    tokio::select! {
+        served = served => {
+            if let Err(error) = served {
+                tracing::debug!(%error, "a sandbox's connection ended");
+            }
+        }
+        () = closed.cancelled() => {}
+    }
+}
+
+async fn agent(State(gate): State<Arc<Gate>>, mut request: Request) -> Response {
+    let wants = request
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok());
+    if wants != Some(UPGRADE) {
+        return (StatusCode::UPGRADE_REQUIRED, [(header::UPGRADE, UPGRADE)]).into_response();
+    }
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let session = gate.session;
+        match upgrade.await {
+            Ok(io) => match link::serve(gate, TokioIo::new(io)).await {
+                Ok(()) => tracing::debug!(%session, "agent disconnected"),
+                Err(error) => tracing::warn!(%session, %error, "the agent's link ended"),
+            },
+            Err(error) => tracing::debug!(%session, %error, "an upgrade failed"),
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static(UPGRADE));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    response
+}
+
+async fn model_call(State(gate): State<Arc<Gate>>, request: Request) -> Response {
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    let path = path.strip_prefix("/model").unwrap_or(path).to_owned();
+    let metering = Arc::clone(&gate);
+    gate.parts
+        .model
+        .forward(&path, request, move |counts| metering.meter(&counts))
+        .await
+}
+
+async fn git_call(State(gate): State<Arc<Gate>>, request: Request) -> Response {
+    let path = request.uri().path();
+    match path.strip_prefix(GIT_PATH) {
+        Some(_) => git::serve(&gate.export, request).await,
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}

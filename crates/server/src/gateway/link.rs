@@ -1,0 +1,314 @@
+//! The link to an agent: its job goes out, its numbered frames come in and are acknowledged when
+//! they are stored for good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use baton_agent::protocol::{Frame, FrameError, Hello, Note, Numbered};
+use baton_domain::SessionEvent;
+use baton_domain::session::SessionState;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
+
+use super::Gate;
+use super::lines::{Gap, Lines};
+use crate::failpoint;
+use crate::launch::JobError;
+use crate::store::StoreError;
+use crate::transition::TransitionError;
+
+/// How long an agent may take to introduce itself.
+const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// Frames that may wait to be stored; each holds at most 64 KiB of output.
+const FRAMES_WAITING_MAX: usize = 32;
+/// The buffer frames are read into.
+const READ_BYTES: usize = 256 * 1024;
+/// The pause before a store that did not answer is asked again.
+const STORE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why a link ended; the agent dials again.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The connection broke.
+    #[error("the connection broke")]
+    Io(#[from] std::io::Error),
+    /// The agent sent something unreadable.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// The agent left frames out.
+    #[error(transparent)]
+    Gap(#[from] Gap),
+    /// The agent did not introduce itself.
+    #[error("the agent did not introduce itself")]
+    NoHello,
+    /// A frame that only a server sends.
+    #[error("the agent sent a frame that only a server sends")]
+    Unexpected,
+    /// The store refused for good.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Serves one connection of the session's agent until it breaks or the agent is done. At most one
+/// is served at a time: a later one waits until the earlier has ended, and ends it.
+pub(super) async fn serve<Io>(gate: Arc<Gate>, io: Io) -> Result<(), LinkError>
+where
+    Io: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let superseded = gate.supersede();
+    let _alone = gate.link.lock().await;
+    tokio::select! {
+        served = serve_alone(&gate, io) => served,
+        () = superseded.cancelled() => Ok(()),
+    }
+}
+
+async fn serve_alone<Io>(gate: &Arc<Gate>, io: Io) -> Result<(), LinkError>
+where
+    Io: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (mut reader, mut writer) = tokio::io::split(io);
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    let hello = tokio::time::timeout(HELLO_WAIT, read_hello(&mut reader, &mut buffer))
+        .await
+        .map_err(|_| LinkError::NoHello)??;
+    let acked = gate.parts.store.acked(gate.session, gate.attempt).await?;
+    tracing::debug!(session = %gate.session, last_seq = hello.last_seq, acked, "agent connected");
+    send(&mut writer, &Frame::Ack(acked)).await?;
+
+    let (frames, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
+    let reading = read_frames(reader, buffer, frames);
+    let storing = store_frames(gate, Lines::after(acked), waiting, writer, hello.has_job);
+    let (read, stored) = tokio::join!(reading, storing);
+    stored.and(read)
+}
+
+async fn read_hello<Io: AsyncRead>(
+    reader: &mut ReadHalf<Io>,
+    buffer: &mut BytesMut,
+) -> Result<Hello, LinkError> {
+    loop {
+        match Frame::decode(buffer)? {
+            Some(Frame::Hello(hello)) => return Ok(hello),
+            Some(_) => return Err(LinkError::NoHello),
+            None if reader.read_buf(buffer).await? == 0 => return Err(LinkError::NoHello),
+            None => {}
+        }
+    }
+}
+
+/// Reads ahead while earlier frames are being stored; a full channel holds the agent back.
+async fn read_frames<Io: AsyncRead>(
+    mut reader: ReadHalf<Io>,
+    mut buffer: BytesMut,
+    frames: mpsc::Sender<Numbered>,
+) -> Result<(), LinkError> {
+    loop {
+        while let Some(frame) = Frame::decode(&mut buffer)? {
+            let Frame::Numbered(frame) = frame else {
+                return Err(LinkError::Unexpected);
+            };
+            if frames.send(frame).await.is_err() {
+                return Ok(());
+            }
+        }
+        buffer.reserve(READ_BYTES);
+        let read = tokio::select! {
+            read = reader.read_buf(&mut buffer) => read?,
+            () = frames.closed() => return Ok(()),
+        };
+        if read == 0 {
+            return Ok(());
+        }
+    }
+}
+
+async fn store_frames<Io: AsyncWrite>(
+    gate: &Arc<Gate>,
+    mut lines: Lines,
+    mut waiting: mpsc::Receiver<Numbered>,
+    mut writer: WriteHalf<Io>,
+    has_job: bool,
+) -> Result<(), LinkError> {
+    let mut stop = gate.stop.subscribe();
+    let mut told_to_stop = false;
+    let job = send_job(gate, &mut writer, has_job, &mut stop);
+    if !job.await? {
+        return Ok(());
+    }
+    loop {
+        if *stop.borrow() && !told_to_stop {
+            send(&mut writer, &Frame::Cancel).await?;
+            told_to_stop = true;
+        }
+        let frame = tokio::select! {
+            frame = waiting.recv() => frame,
+            changed = stop.changed(), if !told_to_stop => {
+                if changed.is_err() { return Ok(()) }
+                continue;
+            }
+        };
+        let Some(frame) = frame else { return Ok(()) };
+        let mut note = lines.take(frame)?;
+        while note.is_none() && !lines.is_full() {
+            let Ok(frame) = waiting.try_recv() else { break };
+            note = lines.take(frame)?;
+        }
+        if !lines.is_whole() && note.is_none() {
+            continue;
+        }
+        let ended = store_batch(gate, &mut lines, note, &mut writer).await?;
+        if ended {
+            return Ok(());
+        }
+    }
+}
+
+/// Sends the job, if the agent has none; false: there is none and will be none.
+async fn send_job<Io: AsyncWrite>(
+    gate: &Arc<Gate>,
+    writer: &mut WriteHalf<Io>,
+    has_job: bool,
+    stop: &mut tokio::sync::watch::Receiver<bool>,
+) -> Result<bool, LinkError> {
+    if has_job || *stop.borrow() {
+        return Ok(true);
+    }
+    let job = tokio::select! {
+        job = gate.job() => job,
+        _ = stop.wait_for(|stopped| *stopped) => return Ok(true),
+    };
+    match job {
+        Ok(job) => {
+            failpoint::reach("job_ready");
+            send(writer, &Frame::Job(Box::new(job))).await?;
+            failpoint::reach("job_sent");
+            Ok(true)
+        }
+        Err(JobError::Hopeless(outcome)) => {
+            let event = SessionEvent::LaunchFailed(gate.attempt, outcome);
+            gate.apply(&event).await?;
+            Ok(false)
+        }
+        Err(JobError::Store(error)) => Err(error.into()),
+    }
+}
+
+/// Stores what has gathered, then what the note says, then acknowledges. True after the last frame.
+async fn store_batch<Io: AsyncWrite>(
+    gate: &Arc<Gate>,
+    lines: &mut Lines,
+    note: Option<Note>,
+    writer: &mut WriteHalf<Io>,
+) -> Result<bool, LinkError> {
+    if note.is_some() {
+        lines.flush();
+    }
+    let (position, batch) = lines.drain();
+    // The note's own number is acknowledged only when what it says is recorded.
+    let lines_position = if note.is_some() {
+        position - 1
+    } else {
+        position
+    };
+    append(gate, lines_position, &batch).await?;
+    failpoint::reach("output_stored");
+    let ended = matches!(note, Some(Note::Ended(_)));
+    if let Some(note) = note {
+        if let Some(event) = event_of(gate, note) {
+            gate.apply(&event).await?;
+        }
+        failpoint::reach(if ended {
+            "ended_recorded"
+        } else {
+            "note_recorded"
+        });
+        append(gate, position, &[]).await?;
+    }
+    send(writer, &Frame::Ack(position)).await?;
+    failpoint::reach(if ended {
+        "ended_acknowledged"
+    } else {
+        "output_acknowledged"
+    });
+    Ok(ended)
+}
+
+fn event_of(gate: &Gate, note: Note) -> Option<SessionEvent> {
+    match note {
+        Note::Setup { step } => {
+            tracing::debug!(session = %gate.session, step, "agent");
+            None
+        }
+        Note::ClaudeStarted => Some(SessionEvent::ClaudeStarted(gate.attempt)),
+        Note::Ended(ending) => Some(SessionEvent::AgentEnded(gate.attempt, ending)),
+    }
+}
+
+/// Appends, for as long as it takes: while the store has no room the agent keeps its frames.
+async fn append(
+    gate: &Gate,
+    position: u64,
+    batch: &[crate::store::OutputLine],
+) -> Result<(), LinkError> {
+    loop {
+        let store = &gate.parts.store;
+        match store
+            .append_output(gate.session, gate.attempt, position, batch)
+            .await
+        {
+            Err(error @ StoreError::Unavailable { .. }) => {
+                tracing::warn!(session = %gate.session, %error, "output waits to be stored");
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+            appended => return Ok(appended?),
+        }
+    }
+}
+
+impl Gate {
+    /// Applies what the agent told; what was told before, or comes too late, changes nothing.
+    async fn apply(&self, event: &SessionEvent) -> Result<(), LinkError> {
+        let parts = &self.parts;
+        loop {
+            let applied = crate::transition::apply(
+                &parts.store,
+                parts.clock.as_ref(),
+                self.session,
+                event,
+                None,
+            );
+            match applied.await {
+                Ok(session) => {
+                    tracing::info!(session = %self.session, state = session.state.name(), "{}", event.name());
+                    if matches!(session.state, SessionState::Concluding { .. })
+                        || session.state.is_over()
+                    {
+                        parts.wake.notify_one();
+                    }
+                    return Ok(());
+                }
+                Err(TransitionError::Invalid(error)) => {
+                    tracing::debug!(session = %self.session, %error, "repeated or late event");
+                    return Ok(());
+                }
+                Err(TransitionError::Store(error @ StoreError::Unavailable { .. })) => {
+                    tracing::warn!(session = %self.session, %error, "an event waits to be recorded");
+                    tokio::time::sleep(STORE_PAUSE).await;
+                }
+                Err(TransitionError::Store(error)) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+async fn send<Io: AsyncWrite>(
+    writer: &mut WriteHalf<Io>,
+    frame: &Frame,
+) -> Result<(), std::io::Error> {
+    let mut bytes = BytesMut::new();
+    frame.encode(&mut bytes);
+    writer.write_all(&bytes).await?;
+    writer.flush().await
+}

@@ -1,0 +1,444 @@
+//! The loop that makes what is recorded come true: observe, record, plan, execute.
+//!
+//! It takes no input. Whoever changes a session wakes it; it also looks by itself every
+//! [`TICK`]. Losing every wake-up costs one tick and never correctness, since all it knows it
+//! reads: sessions from the store, sandboxes from the runtime. A decision is recorded before it is
+//! acted on, and every action may be repeated, so that the process may die between any two steps.
+
+mod actions;
+mod backoff;
+mod health;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use baton_domain::dependencies;
+use baton_domain::observe::{Sandboxes, Snapshot, losses};
+use baton_domain::plan::{Action, Limits, plan};
+use baton_domain::sandbox::{Sandbox, SandboxState};
+use baton_domain::session::SessionState;
+use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use health::RuntimeHealth;
+
+use self::actions::{ActionDone, Actions};
+use self::backoff::Backoff;
+use crate::clock::Clock;
+use crate::conclude::Concluder;
+use crate::config::KindLimits;
+use crate::gateway::Gateway;
+use crate::runtime::{Runtime, RuntimeError};
+use crate::store::Store;
+use crate::transition::apply;
+
+/// How long a lost wake-up may go unnoticed, and how often the sandboxes are listed.
+const TICK: Duration = Duration::from_secs(30);
+/// How often a runtime that doesn't answer is asked again, at most.
+const RUNTIME_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// How often one that has just gone away is asked again.
+const RUNTIME_PAUSE_MIN: Duration = Duration::from_millis(250);
+/// How often volumes that were kept are looked through for old ones.
+const VOLUMES_LOOK: Duration = Duration::from_secs(60 * 60);
+/// How many events are recorded at once; the store commits them together.
+const RECORDED_AT_ONCE: usize = 64;
+
+/// What the loop works with.
+pub struct ReconcilerParts {
+    /// Sessions.
+    pub store: Store,
+    /// Sandboxes.
+    pub runtime: Arc<dyn Runtime>,
+    /// Sockets.
+    pub gateway: Gateway,
+    /// Ends of sessions.
+    pub concluder: Concluder,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Wakes the loop.
+    pub wake: Arc<Notify>,
+    /// What is known of the runtime, for those who accept work.
+    pub health: Arc<RuntimeHealth>,
+    /// Bounds and names.
+    pub settings: ReconcilerSettings,
+}
+
+/// Bounds and names.
+#[derive(Debug, Clone)]
+pub struct ReconcilerSettings {
+    /// The image sessions run in.
+    pub image: String,
+    /// The OCI runtime; the daemon's default when absent.
+    pub oci_runtime: Option<String>,
+    /// Limits by kind.
+    pub limits: Arc<HashMap<Kind, KindLimits>>,
+    /// Sessions that may run at once.
+    pub slots_max: usize,
+    /// Sandboxes that may stand ready.
+    pub prepared_max: usize,
+    /// How long a session that was told to stop may take to save its work.
+    pub stop_grace: SignedDuration,
+    /// How long volumes of failed sessions are kept.
+    pub keep_volumes: SignedDuration,
+    /// Where the machine's boot is remembered, to tell a restart of it.
+    pub boot_file: PathBuf,
+    /// What names this boot of the machine; none where that cannot be told.
+    pub boot_id: Option<String>,
+}
+
+/// The loop.
+pub struct Reconciler {
+    parts: Arc<ReconcilerParts>,
+    actions: Actions,
+    running: JoinSet<ActionDone>,
+    busy: HashSet<SessionId>,
+    backoff: Backoff,
+    seen: HashMap<(SessionId, Attempt), Sandbox>,
+    sightings: Option<BoxStream<'static, Sandbox>>,
+    interrupted_at: Option<Timestamp>,
+    host_rebooted: bool,
+    listed_at: Option<Instant>,
+    volumes_looked_at: Option<Instant>,
+    runtime_tries: u32,
+}
+
+impl Reconciler {
+    /// A loop that has not seen anything yet.
+    #[must_use]
+    pub fn new(parts: ReconcilerParts) -> Self {
+        let parts = Arc::new(parts);
+        Self {
+            actions: Actions::new(Arc::clone(&parts)),
+            host_rebooted: host_rebooted(&parts.settings),
+            parts,
+            running: JoinSet::new(),
+            busy: HashSet::new(),
+            backoff: Backoff::default(),
+            seen: HashMap::new(),
+            sightings: None,
+            interrupted_at: None,
+            listed_at: None,
+            volumes_looked_at: None,
+            runtime_tries: 0,
+        }
+    }
+
+    /// Opens the sockets of all live sessions, so that their agents find the server again.
+    pub fn adopt(&self) {
+        for session in self.parts.store.active() {
+            if session.state.live_attempt().is_some()
+                && let Err(error) = self.parts.gateway.open(&session)
+            {
+                tracing::error!(session = %session.id, %error, "a session's socket was not opened");
+            }
+        }
+    }
+
+    /// Runs until told to stop. Sandboxes are left as they are.
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.adopt();
+        loop {
+            self.pass().await;
+            let next_look = self.next_look();
+            tokio::select! {
+                () = self.parts.wake.notified() => {}
+                Some(done) = self.running.join_next() => self.note_done(done),
+                sighting = next_sighting(&mut self.sightings) => self.note_sighting(sighting),
+                () = tokio::time::sleep_until(next_look) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        // What is under way is safe to cut: each action is repeated by the next server.
+        self.running.shutdown().await;
+    }
+
+    /// One look at everything. Actions it starts go on after it returns.
+    pub async fn pass(&mut self) {
+        while let Some(done) = self.running.try_join_next() {
+            self.note_done(done);
+        }
+        let complete = self.look_at_runtime().await;
+        let snapshot = self.snapshot(complete);
+        if self.record(&snapshot).await {
+            self.stop_sessions();
+        }
+        let snapshot = self.snapshot(false);
+        self.stop_sessions();
+        let limits = Limits {
+            slots_max: self.parts.settings.slots_max,
+            prepared_max: self.parts.settings.prepared_max,
+            stop_grace: self.parts.settings.stop_grace,
+        };
+        let store = &self.parts.store;
+        for action in plan(&snapshot, |id| store.standing(id), &limits) {
+            self.execute(action);
+        }
+    }
+
+    /// Waits until every action that is under way has ended; for tests that drive passes by hand.
+    pub async fn settle(&mut self) {
+        while let Some(done) = self.running.join_next().await {
+            self.note_done(done);
+        }
+    }
+
+    fn snapshot(&self, complete: bool) -> Snapshot {
+        Snapshot {
+            sessions: self.parts.store.active(),
+            sandboxes: Sandboxes {
+                seen: self.seen.clone(),
+                complete,
+                interrupted_at: self.interrupted_at,
+                host_rebooted: self.host_rebooted,
+            },
+            busy: self.busy.clone(),
+            now: self.parts.clock.now(),
+        }
+    }
+
+    // --- observe ----------------------------------------------------------------------------------
+
+    /// Lists the sandboxes when it is time to; true when a complete list was made.
+    async fn look_at_runtime(&mut self) -> bool {
+        let now = Instant::now();
+        if self
+            .listed_at
+            .is_some_and(|at| now < at + self.look_interval())
+        {
+            return false;
+        }
+        self.listed_at = Some(now);
+        match self.list().await {
+            Ok(sandboxes) => {
+                self.runtime_tries = 0;
+                let busy = &self.busy;
+                // What an action under way knows is newer than the list.
+                self.seen.retain(|(session, _), _| busy.contains(session));
+                for sandbox in sandboxes {
+                    let key = (sandbox.session, sandbox.attempt);
+                    if !self.busy.contains(&sandbox.session) {
+                        self.seen.insert(key, sandbox);
+                    }
+                }
+                self.parts.health.reachable(&self.parts).await;
+                self.look_at_volumes().await;
+                self.remember_boot();
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the container runtime does not answer");
+                self.interrupted_at = Some(self.parts.clock.now());
+                self.sightings = None;
+                self.runtime_tries += 1;
+                self.parts.health.unreachable();
+                false
+            }
+        }
+    }
+
+    /// Watches first and lists then, so that nothing happens unseen between the two.
+    async fn list(&mut self) -> Result<Vec<Sandbox>, RuntimeError> {
+        if self.sightings.is_none() {
+            self.sightings = Some(self.parts.runtime.watch().await?);
+        }
+        self.parts.runtime.list().await
+    }
+
+    fn look_interval(&self) -> Duration {
+        if self.runtime_tries == 0 {
+            return TICK;
+        }
+        let doubled = RUNTIME_PAUSE_MIN * 2u32.saturating_pow(self.runtime_tries.min(16) - 1);
+        doubled.min(RUNTIME_PAUSE_MAX)
+    }
+
+    fn next_look(&self) -> Instant {
+        let listing = self
+            .listed_at
+            .map_or_else(Instant::now, |at| at + self.look_interval());
+        self.backoff
+            .next()
+            .map_or(listing, |retry| retry.min(listing))
+    }
+
+    async fn look_at_volumes(&mut self) {
+        let now = Instant::now();
+        if self
+            .volumes_looked_at
+            .is_some_and(|at| now < at + VOLUMES_LOOK)
+        {
+            return;
+        }
+        self.volumes_looked_at = Some(now);
+        let before = self.parts.clock.now() - self.parts.settings.keep_volumes;
+        match self.parts.runtime.remove_kept_volumes(before).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "removed volumes that were kept long enough"),
+            Err(error) => tracing::warn!(%error, "old volumes were not removed"),
+        }
+    }
+
+    fn note_sighting(&mut self, sighting: Option<Sandbox>) {
+        match sighting {
+            Some(sandbox) => {
+                self.seen
+                    .insert((sandbox.session, sandbox.attempt), sandbox);
+            }
+            None => {
+                // The stream has ended: the runtime went away, or we fell behind. List again.
+                self.sightings = None;
+                self.listed_at = None;
+                self.interrupted_at = Some(self.parts.clock.now());
+            }
+        }
+    }
+
+    /// After the first complete look at a rebooted machine the losses are recorded; from then on
+    /// this boot is the one to compare with.
+    fn remember_boot(&mut self) {
+        let settings = &self.parts.settings;
+        if let Some(boot_id) = &settings.boot_id
+            && let Err(error) = std::fs::write(&settings.boot_file, boot_id)
+        {
+            tracing::warn!(%error, "this boot of the machine could not be remembered");
+        }
+    }
+
+    // --- record -----------------------------------------------------------------------------------
+
+    /// Records what the snapshot shows to have happened; true when there was something.
+    async fn record(&mut self, snapshot: &Snapshot) -> bool {
+        let lost = losses(snapshot);
+        let any_lost = !lost.is_empty();
+        for (session, event) in lost {
+            tracing::warn!(session = %session.id, event = ?event, "a sandbox is lost");
+            record(&self.parts, session.id, event).await;
+        }
+        if snapshot.sandboxes.complete {
+            self.host_rebooted = false;
+        }
+        let active = if any_lost {
+            self.parts.store.active()
+        } else {
+            snapshot.sessions.clone()
+        };
+        let waiting = active
+            .iter()
+            .filter(|session| matches!(session.state, SessionState::Created | SessionState::Queued))
+            .filter(|session| !session.dependencies.is_empty())
+            .map(|session| (session.id, session.dependencies.as_slice()));
+        let store = &self.parts.store;
+        let blocked = dependencies::lost(waiting, |id| store.standing(id));
+        let any_blocked = !blocked.is_empty();
+        for some in blocked.chunks(RECORDED_AT_ONCE) {
+            let recorded = some.iter().map(|&(session, dependency)| {
+                record(
+                    &self.parts,
+                    session,
+                    SessionEvent::DependencyLost(dependency),
+                )
+            });
+            futures::future::join_all(recorded).await;
+        }
+        any_lost || any_blocked
+    }
+
+    // --- execute ----------------------------------------------------------------------------------
+
+    fn stop_sessions(&self) {
+        for session in self.parts.store.active() {
+            if let SessionState::Stopping { attempt, .. } = session.state {
+                self.parts.gateway.stop(session.id, attempt);
+            }
+        }
+    }
+
+    fn execute(&mut self, action: Action) {
+        let session = action.session();
+        if self.backoff.holds(session) || !self.busy.insert(session) {
+            return;
+        }
+        let tries = self.backoff.tries(session);
+        let actions = self.actions.clone();
+        self.running
+            .spawn(async move { actions.execute(action, tries).await });
+    }
+
+    fn note_done(&mut self, done: Result<ActionDone, tokio::task::JoinError>) {
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                // A panic in an action: its session stays busy until the next start would be
+                // worse than trying again.
+                tracing::error!(%error, "an action ended abnormally");
+                self.busy.clear();
+                return;
+            }
+        };
+        self.busy.remove(&done.session);
+        if done.retry {
+            self.backoff.failed(done.session);
+        } else {
+            self.backoff.succeeded(done.session);
+        }
+        if done.look_again {
+            self.listed_at = None;
+        }
+        if let Some((key, state)) = done.seen {
+            match state {
+                Some(sandbox) => self.note_newer(key, sandbox),
+                None => {
+                    self.seen.remove(&key);
+                }
+            }
+        }
+    }
+
+    /// A sandbox whose exit was seen while its start was still being answered stays exited.
+    fn note_newer(&mut self, key: (SessionId, Attempt), sandbox: Sandbox) {
+        let known = self.seen.get(&key).map(|sandbox| &sandbox.state);
+        if !matches!(
+            known,
+            Some(SandboxState::Exited { .. } | SandboxState::Removed)
+        ) {
+            self.seen.insert(key, sandbox);
+        }
+    }
+}
+
+async fn record(parts: &ReconcilerParts, id: SessionId, event: SessionEvent) {
+    match apply(&parts.store, parts.clock.as_ref(), id, &event, None).await {
+        Ok(session) => {
+            tracing::info!(session = %id, state = session.state.name(), "{}", event.name());
+        }
+        Err(error) => tracing::debug!(session = %id, %error, "an event was not recorded"),
+    }
+}
+
+async fn next_sighting(sightings: &mut Option<BoxStream<'static, Sandbox>>) -> Option<Sandbox> {
+    match sightings {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn host_rebooted(settings: &ReconcilerSettings) -> bool {
+    let Some(boot_id) = &settings.boot_id else {
+        return false;
+    };
+    let remembered = std::fs::read_to_string(&settings.boot_file);
+    remembered.is_ok_and(|remembered| remembered.trim() != boot_id.trim())
+}
+
+/// The session as an action's log names it.
+fn named(session: &Session) -> String {
+    format!("{} {}", session.kind, session.id)
+}

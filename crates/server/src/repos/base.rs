@@ -1,0 +1,261 @@
+//! What an attempt starts from: the remote's branch, or the join of its dependencies' results.
+
+use baton_domain::{Attempt, Branch, Repository, SessionId};
+
+use super::mirror::{REMOTE_HEAD, is_id};
+use super::{RepoError, Repos, base_ref};
+
+/// When work in an empty repository began. Fixed, so that all its sessions share one first
+/// commit and their results can be joined.
+const EMPTY_START_DATE: i64 = 946_684_800;
+
+/// Which base is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct BaseRequest<'a> {
+    /// Where the code is.
+    pub repository: &'a Repository,
+    /// Who starts from it.
+    pub session: SessionId,
+    /// In which attempt.
+    pub attempt: Attempt,
+    /// The branch to start from where it exists; else the default branch.
+    pub branch: Option<&'a Branch>,
+    /// The results to start from instead, if any.
+    pub dependencies: &'a [DependencyCommit],
+}
+
+/// What a dependency left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DependencyCommit {
+    /// The dependency.
+    pub session: SessionId,
+    /// Its result's commit.
+    pub commit: String,
+}
+
+/// What an attempt starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// The commit, as full hexadecimal id.
+    pub commit: String,
+    /// The reference that holds it in the mirror.
+    pub fetch_ref: String,
+}
+
+impl Repos {
+    /// Decides and records what an attempt starts from.
+    ///
+    /// Without dependencies: the tip of the branch at this moment, of the default branch where
+    /// it does not exist, or an empty first commit where the repository has none. With
+    /// dependencies: their commits merged; the same commits give the same merge. The first call
+    /// for an attempt decides; later ones give the same answer.
+    ///
+    /// # Errors
+    /// [`RepoError::MergeConflict`] where the dependencies contradict each other,
+    /// [`RepoError::BranchNotFound`] where neither branch nor default branch exist, and those of
+    /// reaching the remote.
+    pub async fn prepare_base(&self, request: BaseRequest<'_>) -> Result<Base, RepoError> {
+        let fetch_ref = base_ref(request.session, request.attempt);
+        if let Some(commit) = self.read_ref(request.repository, &fetch_ref)? {
+            return Ok(Base { commit, fetch_ref });
+        }
+        let commit = if request.dependencies.is_empty() {
+            self.base_from_remote(request.repository, request.branch)
+                .await?
+        } else {
+            self.base_from_dependencies(request.repository, request.dependencies)
+                .await?
+        };
+        if let Err(error) = self.record_base(&request, &fetch_ref, &commit).await {
+            // Somebody asked for the same base at the same time and was first.
+            if let Some(commit) = self.read_ref(request.repository, &fetch_ref)? {
+                return Ok(Base { commit, fetch_ref });
+            }
+            if request.dependencies.is_empty() {
+                return Err(error);
+            }
+            // Git records no commit that it does not have; asking beforehand takes a process.
+            self.ensure_commit(request.repository, &commit).await?;
+            self.record_base(&request, &fetch_ref, &commit).await?;
+        }
+        Ok(Base { commit, fetch_ref })
+    }
+
+    async fn record_base(
+        &self,
+        request: &BaseRequest<'_>,
+        fetch_ref: &str,
+        commit: &str,
+    ) -> Result<(), RepoError> {
+        let write = self
+            .call(request.repository, ["update-ref", "--stdin"])
+            .stdin(format!("create {fetch_ref} {commit}\n"));
+        self.local(request.repository, "record a base", write)
+            .await?;
+        Ok(())
+    }
+
+    /// What an attempt started from.
+    ///
+    /// # Errors
+    /// [`RepoError::NoBase`] when none was decided for it.
+    pub async fn base_of(
+        &self,
+        repository: &Repository,
+        session: SessionId,
+        attempt: Attempt,
+    ) -> Result<String, RepoError> {
+        let found = self.read_ref(repository, &base_ref(session, attempt))?;
+        found.ok_or(RepoError::NoBase { session, attempt })
+    }
+
+    async fn base_from_remote(
+        &self,
+        repository: &Repository,
+        branch: Option<&Branch>,
+    ) -> Result<String, RepoError> {
+        self.fetch(repository).await?;
+        if let Some(branch) = branch
+            && let Some(tip) = self.read_ref(repository, &format!("refs/heads/{branch}"))?
+        {
+            return Ok(tip);
+        }
+        if let Some(tip) = self.read_ref(repository, REMOTE_HEAD)? {
+            return Ok(tip);
+        }
+        let list = self.call(
+            repository,
+            ["for-each-ref", "--count=1", "refs/heads", "refs/tags"],
+        );
+        let branches = self.local(repository, "list branches", list).await?;
+        if branches.stdout.is_empty() {
+            return self.first_commit(repository).await;
+        }
+        Err(RepoError::BranchNotFound {
+            repository: repository.clone(),
+            branch: branch.map_or_else(|| "HEAD".to_owned(), ToString::to_string),
+        })
+    }
+
+    /// An empty commit for a repository that has none; the same for everyone who asks.
+    async fn first_commit(&self, repository: &Repository) -> Result<String, RepoError> {
+        let tree = self.call(repository, ["hash-object", "-t", "tree", "-w", "/dev/null"]);
+        let tree = self.local(repository, "write the empty tree", tree).await?;
+        let tree = String::from_utf8_lossy(&tree.stdout).trim().to_owned();
+        self.commit_tree(
+            repository,
+            &tree,
+            &[],
+            EMPTY_START_DATE,
+            "Start an empty repository",
+        )
+        .await
+    }
+
+    async fn base_from_dependencies(
+        &self,
+        repository: &Repository,
+        dependencies: &[DependencyCommit],
+    ) -> Result<String, RepoError> {
+        self.ensure_mirror(repository).await?;
+        if let Some(odd) = dependencies.iter().find(|one| !is_id(&one.commit)) {
+            return Err(RepoError::CommitNotFound {
+                repository: repository.clone(),
+                commit: odd.commit.clone(),
+            });
+        }
+        // In one order, whatever order the client named them in: dependents of the same sessions
+        // then start from the same commit and merge with each other without detours.
+        let mut dependencies = dependencies.to_vec();
+        dependencies.sort_by(|a, b| (a.session, &a.commit).cmp(&(b.session, &b.commit)));
+        let tips = self.independent(repository, &dependencies).await?;
+        let Some((first, others)) = tips.split_first() else {
+            return Err(self.failure(
+                repository,
+                "find the newest results",
+                "it named none of them".to_owned(),
+            ));
+        };
+        let mut base = first.commit.clone();
+        let mut joined = vec![first.session];
+        for tip in others {
+            base = self.join(repository, &base, &mut joined, tip).await?;
+        }
+        Ok(base)
+    }
+
+    /// Those that no other one contains, each commit once.
+    async fn independent(
+        &self,
+        repository: &Repository,
+        dependencies: &[DependencyCommit],
+    ) -> Result<Vec<DependencyCommit>, RepoError> {
+        let mut tips: Vec<DependencyCommit> = Vec::new();
+        for dependency in dependencies {
+            if !tips.iter().any(|tip| tip.commit == dependency.commit) {
+                tips.push(dependency.clone());
+            }
+        }
+        if tips.len() == 1 {
+            return Ok(tips);
+        }
+        let ask = || {
+            let options = ["merge-base", "--independent"].into_iter();
+            let commits = tips.iter().map(|tip| tip.commit.as_str());
+            self.call(repository, options.chain(commits))
+        };
+        let step = "find the newest results";
+        let mut output = self.local_any_code(repository, step, ask()).await?;
+        if output.code != 0 {
+            for tip in &tips {
+                self.ensure_commit(repository, &tip.commit).await?;
+            }
+            output = self.local(repository, step, ask()).await?;
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        tips.retain(|tip| text.lines().any(|line| line == tip.commit));
+        Ok(tips)
+    }
+
+    /// Sees to it that `commit` is in the mirror, fetching if need be: a mirror that was lost and
+    /// made again has what the remote has.
+    async fn ensure_commit(&self, repository: &Repository, commit: &str) -> Result<(), RepoError> {
+        let missing = || RepoError::CommitNotFound {
+            repository: repository.clone(),
+            commit: commit.to_owned(),
+        };
+        let object = format!("{commit}^{{commit}}");
+        let look = || self.call(repository, ["cat-file", "-e", &object]);
+        let step = "look for a commit";
+        if self.local_any_code(repository, step, look()).await?.code == 0 {
+            return Ok(());
+        }
+        self.fetch(repository).await?;
+        if self.local_any_code(repository, step, look()).await?.code == 0 {
+            return Ok(());
+        }
+        Err(missing())
+    }
+
+    async fn join(
+        &self,
+        repository: &Repository,
+        base: &str,
+        joined: &mut Vec<SessionId>,
+        tip: &DependencyCommit,
+    ) -> Result<String, RepoError> {
+        let names = joined
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        joined.push(tip.session);
+        let message = format!("Join the results of sessions {names} and {}", tip.session);
+        let merge = self.merge(repository, base, &tip.commit, &message).await?;
+        merge.map_err(|files| RepoError::MergeConflict {
+            sides: format!("the results of sessions {names} and {}", tip.session),
+            files,
+            sessions: joined.clone(),
+        })
+    }
+}
