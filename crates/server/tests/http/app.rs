@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use baton::clock::Clock;
 use baton::http::{BODY_TIMEOUT, HttpParts, ServeSettings, router, serve};
-use baton::orchestrator::{Admission, Clock, Ids, Orchestrator, OrchestratorParts, Refusal};
+use baton::orchestrator::{Admission, Ids, Orchestrator, OrchestratorParts, Refusal};
 use baton::store::{Store, StoreSettings};
 use baton_domain::session::Report;
 use baton_domain::{ClaudeSessionId, OrchestrationId, SessionEvent, SessionId};
