@@ -28,10 +28,10 @@ pub fn run(bench: &Bench) -> Result<()> {
         dependencies: &[],
         auto_start: true,
     })?;
-    server.wait_for_line("claude_started", 1, LIMIT)?;
+    server.wait_for_line("\"claude started\"", 1, LIMIT)?;
     let body = bench.runtime.block_on(docker::body_of(&engine, &container(&server, &first)?))?;
     server.call(&serde_json::json!({"type": "session.cancel", "sessionId": first}))?;
-    server.wait_for_line("concluded", 1, LIMIT)?;
+    server.wait_for_line("\"ended\"", 1, LIMIT)?;
 
     let raw_ms = raw(bench, &engine, body, &home)?;
     for (kind, requirements) in [("analysis", "nothing"), ("implementation", "write")] {

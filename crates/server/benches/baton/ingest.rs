@@ -58,7 +58,7 @@ fn gateway(
         dependencies: &[],
         auto_start: true,
     })?;
-    server.wait_for_line("claude_started", nth, LIMIT)?;
+    server.wait_for_line("\"claude started\"", nth, LIMIT)?;
     let container = chain::container(server, &id)?;
     docker(&["pause", &container])?;
     let chunks = chunks(line_bytes);
@@ -251,7 +251,7 @@ fn whole(server: &Server, line_bytes: usize, disk: f64) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     let growth = process::peak_mib(server.pid())? - before;
-    let seconds = (time_of("claude_ended")? - time_of("claude_started")?) / 1e3;
+    let seconds = (time_of("\"ended\"")? - time_of("\"claude started\"")?) / 1e3;
     print_rate(&format!("output of a real sandbox, {line_bytes}-byte lines"), seconds, disk);
     print(&Row {
         figure: "  growth of the server's memory meanwhile",

@@ -47,7 +47,7 @@ pub fn run(bench: &Bench) -> Result<()> {
     for id in &live {
         server.start_session(id)?;
     }
-    server.wait_for_line("claude_started", LIVE, LIMIT)?;
+    server.wait_for_line("\"claude started\"", LIVE, LIMIT)?;
     let growth = (process::rss_mib(server.pid())? - before) / LIVE as f64;
     let engine = docker::connect()?;
     let (mut agents, mut shims) = (0.0, 0.0);

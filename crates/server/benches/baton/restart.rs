@@ -33,7 +33,7 @@ pub fn run(bench: &Bench) -> Result<()> {
             auto_start: true,
         })?;
     }
-    let running = server.wait_for_line("claude_started", SESSIONS, LIMIT)?;
+    let running = server.wait_for_line("\"claude started\"", SESSIONS, LIMIT)?;
     print_note(&format!(
         "{SESSIONS} sessions were created and running after {:.1} s",
         (running - begin).as_secs_f64()
