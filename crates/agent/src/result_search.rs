@@ -86,11 +86,12 @@ mod tests {
 
     #[test]
     fn a_result_in_several_pieces_is_put_together() {
-        let text = "y".repeat(300_000);
+        let text = "y".repeat(200_000);
         let line = format!("{{\"result\":\"{text}\",\"type\":\"result\"}}\n");
         let (a, b) = line.as_bytes().split_at(65_535);
         let found = texts(&[(b"x\n", false), (a, true), (b, false), (b"x\n", false)]);
-        assert_eq!(found, [None, None, Some(text), None]);
+        // Not shown when it fails: it is long.
+        assert!(found == [None, None, Some(text), None]);
     }
 
     #[test]

@@ -19,8 +19,17 @@ pub const DUMMY_CREDENTIAL: &str = "baton-sandbox-holds-no-key";
 /// Tools that make no sense in a sandbox that ends with its session and has no network. Names an
 /// older or newer Claude Code doesn't know are ignored by it.
 const TOOLS_NEVER: &[&str] = &[
-    "CronCreate", "CronDelete", "CronList", "DesignSync", "EnterWorktree", "ExitWorktree",
-    "ScheduleWakeup", "SendMessage", "WebFetch", "WebSearch", "AskUserQuestion",
+    "CronCreate",
+    "CronDelete",
+    "CronList",
+    "DesignSync",
+    "EnterWorktree",
+    "ExitWorktree",
+    "ScheduleWakeup",
+    "SendMessage",
+    "WebFetch",
+    "WebSearch",
+    "AskUserQuestion",
 ];
 /// Tools that change files, kept from sessions that are not to change any.
 const TOOLS_THAT_WRITE: &[&str] = &["Edit", "MultiEdit", "NotebookEdit", "Write"];
@@ -79,7 +88,10 @@ fn arguments(session: &Session) -> Vec<String> {
 
 fn environment() -> Vec<(String, String)> {
     let pairs = [
-        ("ANTHROPIC_BASE_URL", format!("http://127.0.0.1:{LOOPBACK_PORT}/model")),
+        (
+            "ANTHROPIC_BASE_URL",
+            format!("http://127.0.0.1:{LOOPBACK_PORT}/model"),
+        ),
         ("ANTHROPIC_AUTH_TOKEN", DUMMY_CREDENTIAL.to_owned()),
         ("CLAUDE_CONFIG_DIR", format!("{STATE_DIR}/claude")),
         ("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1".to_owned()),
@@ -87,7 +99,10 @@ fn environment() -> Vec<(String, String)> {
         ("DISABLE_TELEMETRY", "1".to_owned()),
         ("DISABLE_ERROR_REPORTING", "1".to_owned()),
     ];
-    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 fn system_prompt(kind: Kind) -> String {
@@ -142,14 +157,18 @@ fn told_by(precursors: &[Precursor]) -> String {
 
 /// Takes from a text what could end its fence early.
 fn fenced(text: &str) -> String {
-    text.replace("</session", "<\\/session").replace("<session", "<\\session")
+    text.replace("</session", "<\\/session")
+        .replace("<session", "<\\session")
 }
 
 fn cut(text: &str, bytes_max: usize) -> &str {
     if text.len() <= bytes_max {
         return text;
     }
-    let end = (0..=bytes_max).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+    let end = (0..=bytes_max)
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0);
     &text[..end]
 }
 
@@ -188,14 +207,22 @@ mod tests {
     #[test]
     fn a_repository_cannot_bring_settings_or_servers_of_its_own() {
         let args = command(&session(Kind::Implementation), &[]).args;
-        let at = args.iter().position(|arg| arg == "--setting-sources").expect("is set");
+        let at = args
+            .iter()
+            .position(|arg| arg == "--setting-sources")
+            .expect("is set");
         assert_eq!(args[at + 1], "");
         assert!(args.contains(&"--strict-mcp-config".to_owned()));
     }
 
     #[test]
     fn sessions_that_only_read_get_no_tools_that_write() {
-        let denied = |kind| command(&session(kind), &[]).args.join(" ").contains("Write");
+        let denied = |kind| {
+            command(&session(kind), &[])
+                .args
+                .join(" ")
+                .contains("Write")
+        };
         assert!(denied(Kind::Analysis) && denied(Kind::Review) && denied(Kind::Coordination));
         assert!(!denied(Kind::Implementation) && !denied(Kind::Testing));
     }
@@ -210,7 +237,10 @@ mod tests {
         };
         let prompt = command(&session(Kind::Testing), &vec![precursor; 40]).prompt;
         assert!(prompt.starts_with("Do it\n\nContext:\nWith care"));
-        assert_eq!(prompt.matches("</session>").count(), prompt.matches("<session id").count());
+        assert_eq!(
+            prompt.matches("</session>").count(),
+            prompt.matches("<session id").count()
+        );
         assert!(prompt.len() < DEPENDENCIES_BYTES_MAX + DEPENDENCY_SUMMARY_BYTES_MAX + 2_000);
         assert!(prompt.contains("left out"));
     }

@@ -43,7 +43,11 @@ impl Concluder {
     /// A concluder over these parts.
     #[must_use]
     pub fn new(store: Store, repos: Repos, clock: Arc<dyn Clock>) -> Self {
-        Self { store, repos, clock }
+        Self {
+            store,
+            repos,
+            clock,
+        }
     }
 
     /// Finishes a session that is concluding. May be repeated: landing what has landed changes
@@ -53,7 +57,10 @@ impl Concluder {
     /// # Errors
     /// [`ConcludeError`]: nothing is lost, try again.
     pub async fn conclude(&self, session: &Session, last_try: bool) -> Result<(), ConcludeError> {
-        let SessionState::Concluding { attempt, ending, .. } = &session.state else {
+        let SessionState::Concluding {
+            attempt, ending, ..
+        } = &session.state
+        else {
             return Ok(());
         };
         let mut report = report_of(ending);
@@ -61,8 +68,9 @@ impl Concluder {
         if ending.setup_failure.is_none() || ending.pushed.is_some() {
             match self.work(session, *attempt).await {
                 Ok((base, work)) => {
-                    outcome =
-                        self.land(session, &base, work, outcome, &mut report, last_try).await?;
+                    outcome = self
+                        .land(session, &base, work, outcome, &mut report, last_try)
+                        .await?;
                 }
                 // The sandbox ended before there was a base: nothing can have been changed.
                 Err(RepoError::NoBase { .. }) => {}
@@ -71,7 +79,15 @@ impl Concluder {
         }
         failpoint::reach("landed");
         let event = SessionEvent::Concluded(*attempt, outcome);
-        match apply(&self.store, self.clock.as_ref(), session.id, &event, Some(report)).await {
+        match apply(
+            &self.store,
+            self.clock.as_ref(),
+            session.id,
+            &event,
+            Some(report),
+        )
+        .await
+        {
             // Somebody concluded it before us.
             Ok(_) | Err(TransitionError::Invalid(_)) => Ok(()),
             Err(TransitionError::Store(error)) => Err(error.into()),
@@ -86,7 +102,9 @@ impl Concluder {
         let repository = &session.project.repository;
         let base = self.repos.base_of(repository, session.id, attempt).await?;
         let work = if session.kind.writes() {
-            self.repos.result_of(repository, session.id, attempt, &base).await?
+            self.repos
+                .result_of(repository, session.id, attempt, &base)
+                .await?
         } else {
             WorkResult::unchanged(&base)
         };
@@ -118,7 +136,11 @@ impl Concluder {
             let target = target(session, &landed);
             let message = format!("Land session {}", session.id);
             let repository = &session.project.repository;
-            match self.repos.land(repository, &work.commit, base, &target, &message).await {
+            match self
+                .repos
+                .land(repository, &work.commit, base, &target, &message)
+                .await
+            {
                 Ok(_) => result.branch = Some(target.to_string()),
                 Err(error @ RepoError::RemoteUnreachable { .. }) if !last_try => {
                     return Err(unreachable_remote(session, error));
@@ -134,12 +156,18 @@ impl Concluder {
 }
 
 fn unreachable_remote(session: &Session, source: RepoError) -> ConcludeError {
-    ConcludeError::Remote { repository: session.project.repository.to_string(), source }
+    ConcludeError::Remote {
+        repository: session.project.repository.to_string(),
+        source,
+    }
 }
 
 fn target(session: &Session, outcome: &Outcome) -> Branch {
     let own = || {
-        #[expect(clippy::expect_used, reason = "hex digits behind a fixed prefix are a branch name")]
+        #[expect(
+            clippy::expect_used,
+            reason = "hex digits behind a fixed prefix are a branch name"
+        )]
         own_branch(session.id).parse().expect("a valid branch name")
     };
     match &session.project.branch {
@@ -154,7 +182,8 @@ fn not_landed(
     error: &RepoError,
     report: &mut Report,
 ) -> Outcome {
-    let text = format!("the work is kept in the server's mirror but did not land on {target}: {error}");
+    let text =
+        format!("the work is kept in the server's mirror but did not land on {target}: {error}");
     if !outcome.is_completed() {
         report.warnings.push(text);
         return outcome;
@@ -167,8 +196,11 @@ fn not_landed(
 }
 
 fn report_of(ending: &Ending) -> Report {
-    let (summary, next_steps) =
-        ending.result.as_ref().map(|result| closing(&result.text)).unwrap_or_default();
+    let (summary, next_steps) = ending
+        .result
+        .as_ref()
+        .map(|result| closing(&result.text))
+        .unwrap_or_default();
     let mut warnings = Vec::new();
     if ending.oom_kills > 0 {
         warnings.push(format!(
@@ -177,16 +209,32 @@ fn report_of(ending: &Ending) -> Report {
         ));
     }
     if let Some(why) = &ending.salvage_failure {
-        warnings.push(format!("the work could not be taken out of the sandbox: {why}"));
+        warnings.push(format!(
+            "the work could not be taken out of the sandbox: {why}"
+        ));
     }
     let usage = ending.result.as_ref().map(|result| result.usage);
-    Report { summary, next_steps, usage, warnings, ..Report::default() }
+    Report {
+        summary,
+        next_steps,
+        usage,
+        warnings,
+        ..Report::default()
+    }
 }
 
 /// Commits first to last, then files by name; deleted files are no artifacts.
 fn artifacts(work: &WorkResult) -> Vec<Artifact> {
-    let files = work.files.iter().filter(|file| file.change != Change::Deleted);
-    let files = files.map(|file| Artifact::File { path: file.path.clone() });
-    let commits = work.commits.iter().map(|sha| Artifact::Commit { sha: sha.clone() });
+    let files = work
+        .files
+        .iter()
+        .filter(|file| file.change != Change::Deleted);
+    let files = files.map(|file| Artifact::File {
+        path: file.path.clone(),
+    });
+    let commits = work
+        .commits
+        .iter()
+        .map(|sha| Artifact::Commit { sha: sha.clone() });
     files.chain(commits).collect()
 }

@@ -230,7 +230,11 @@ impl Settings {
             silence_seconds: self.silence_seconds.or(file.silence_seconds),
             result_grace_seconds: self.result_grace_seconds.or(file.result_grace_seconds),
             term_grace_seconds: self.term_grace_seconds.or(file.term_grace_seconds),
-            limits: if self.limits.is_empty() { file.limits } else { self.limits },
+            limits: if self.limits.is_empty() {
+                file.limits
+            } else {
+                self.limits
+            },
             failpoint: self.failpoint,
         }
     }
@@ -241,13 +245,18 @@ impl Settings {
     /// [`ConfigError::NoDataDir`].
     pub fn data_dir(&self) -> Result<PathBuf, ConfigError> {
         let platform = || directories::BaseDirs::new().map(|dirs| dirs.data_dir().join("baton"));
-        self.data_dir.clone().or_else(platform).ok_or(ConfigError::NoDataDir)
+        self.data_dir
+            .clone()
+            .or_else(platform)
+            .ok_or(ConfigError::NoDataDir)
     }
 
     /// The session image: as set, else `claudecode:latest`.
     #[must_use]
     pub fn image(&self) -> String {
-        self.image.clone().unwrap_or_else(|| IMAGE_DEFAULT.to_owned())
+        self.image
+            .clone()
+            .unwrap_or_else(|| IMAGE_DEFAULT.to_owned())
     }
 
     /// These settings completed from `file`, or from `baton.toml` in the working directory when
@@ -264,11 +273,17 @@ impl Settings {
                 return Ok(self);
             }
             Err(source) => {
-                return Err(ConfigError::Unreadable { what: "the file".into(), path, source });
+                return Err(ConfigError::Unreadable {
+                    what: "the file".into(),
+                    path,
+                    source,
+                });
             }
         };
-        let file = toml::from_str(&text)
-            .map_err(|source| ConfigError::File { path, source: Box::new(source) })?;
+        let file = toml::from_str(&text).map_err(|source| ConfigError::File {
+            path,
+            source: Box::new(source),
+        })?;
         Ok(self.or(file))
     }
 }
@@ -291,7 +306,10 @@ impl Config {
             secrets: secrets()?,
             listen,
             data_dir: settings.data_dir()?,
-            git_base_url: settings.git_base_url.clone().unwrap_or(GIT_BASE_URL_DEFAULT.into()),
+            git_base_url: settings
+                .git_base_url
+                .clone()
+                .unwrap_or(GIT_BASE_URL_DEFAULT.into()),
             github_token: secret("GITHUB_TOKEN")?,
             model_base_url: settings
                 .anthropic_base_url
@@ -322,7 +340,9 @@ impl Config {
     fn check(&self, database_url: Option<&str>) -> Result<(), ConfigError> {
         let short = |secret: &SecretString| secret.expose_secret().len() < PUBLIC_SECRET_BYTES_MIN;
         if !self.listen.ip().is_loopback() && self.secrets.iter().any(short) {
-            return Err(ConfigError::ShortSecret { listen: self.listen });
+            return Err(ConfigError::ShortSecret {
+                listen: self.listen,
+            });
         }
         if self.max_running == 0 {
             return Err(ConfigError::Value {
@@ -344,7 +364,9 @@ impl Config {
 
 /// Every bearer token in `CLAUDE_WEBHOOK_SECRET`, comma-separated for rotation.
 fn secrets() -> Result<Vec<SecretString>, ConfigError> {
-    let Some(listed) = secret("CLAUDE_WEBHOOK_SECRET")? else { return Err(ConfigError::NoSecret) };
+    let Some(listed) = secret("CLAUDE_WEBHOOK_SECRET")? else {
+        return Err(ConfigError::NoSecret);
+    };
     let secrets: Vec<SecretString> = listed
         .expose_secret()
         .split(',')
@@ -352,7 +374,11 @@ fn secrets() -> Result<Vec<SecretString>, ConfigError> {
         .filter(|one| !one.is_empty())
         .map(SecretString::from)
         .collect();
-    if secrets.is_empty() { Err(ConfigError::NoSecret) } else { Ok(secrets) }
+    if secrets.is_empty() {
+        Err(ConfigError::NoSecret)
+    } else {
+        Ok(secrets)
+    }
 }
 
 /// The model credential; where several are set, the one Claude Code itself would prefer.
@@ -380,14 +406,19 @@ fn secret(name: &str) -> Result<Option<SecretString>, ConfigError> {
     let text = match std::env::var_os(&file_variable) {
         Some(path) => {
             let path = PathBuf::from(path);
-            let text = std::fs::read_to_string(&path).map_err(|source| {
-                ConfigError::Unreadable { what: file_variable, path, source }
-            })?;
+            let text =
+                std::fs::read_to_string(&path).map_err(|source| ConfigError::Unreadable {
+                    what: file_variable,
+                    path,
+                    source,
+                })?;
             text.trim_end_matches(['\r', '\n']).to_owned()
         }
         None => std::env::var(name).unwrap_or_default(),
     };
-    Ok(Some(text).filter(|text| !text.is_empty()).map(SecretString::from))
+    Ok(Some(text)
+        .filter(|text| !text.is_empty())
+        .map(SecretString::from))
 }
 
 #[cfg(test)]
@@ -411,7 +442,12 @@ mod tests {
             allowed_hosts: Vec::new(),
             keep_days: 7,
             output_bytes_max: 0,
-            waits: Waits { first_byte_s: 1, silence_s: 1, result_grace_s: 1, term_grace_s: 1 },
+            waits: Waits {
+                first_byte_s: 1,
+                silence_s: 1,
+                result_grace_s: 1,
+                term_grace_s: 1,
+            },
             limits: HashMap::new(),
             failpoint: None,
         }
@@ -432,7 +468,11 @@ mod tests {
         let file: Settings =
             toml::from_str("max_running = 9\nimage = \"mine\"\n[limits.testing]\ncpus = 1.5")
                 .expect("a valid file");
-        let settings = Settings { max_running: Some(2), ..Settings::default() }.or(file);
+        let settings = Settings {
+            max_running: Some(2),
+            ..Settings::default()
+        }
+        .or(file);
         assert_eq!(settings.max_running, Some(2));
         assert_eq!(settings.image.as_deref(), Some("mine"));
         assert_eq!(settings.limits[&Kind::Testing].cpus, Some(1.5));

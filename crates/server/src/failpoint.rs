@@ -23,9 +23,6 @@ pub fn reach(name: &str) {
 /// Ends the process as `kill -9` would: no destructor runs, nothing is flushed.
 #[cold]
 fn die() {
-    let _ = rustix::process::kill_process(
-        rustix::process::getpid(),
-        rustix::process::Signal::KILL,
-    );
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     std::process::abort();
 }

@@ -94,13 +94,18 @@ impl Gateway {
     /// A gateway without sockets.
     #[must_use]
     pub fn new(parts: GatewayParts) -> Self {
-        Self { parts: Arc::new(parts), gates: Arc::default() }
+        Self {
+            parts: Arc::new(parts),
+            gates: Arc::default(),
+        }
     }
 
     /// The directory that is mounted into the sandbox.
     #[must_use]
     pub fn run_dir(&self, session: SessionId, attempt: Attempt) -> PathBuf {
-        self.parts.run_root.join(format!("{}-{attempt}", session.0.simple()))
+        self.parts
+            .run_root
+            .join(format!("{}-{attempt}", session.0.simple()))
     }
 
     /// Makes the directory that is mounted into the sandbox, with the agent in it.
@@ -176,7 +181,10 @@ impl Gate {
         let export = GitExport::new(
             parts.repos.mirror_path(&session.project.repository),
             base_ref(session.id, session.attempt),
-            session.kind.writes().then(|| result_ref(session.id, session.attempt)),
+            session
+                .kind
+                .writes()
+                .then(|| result_ref(session.id, session.attempt)),
         );
         Self {
             session: session.id,
@@ -246,7 +254,9 @@ async fn accept(listener: UnixListener, gate: Arc<Gate>) {
         .route("/git/{*path}", any(git_call))
         .with_state(Arc::clone(&gate));
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = gate.closed.cancelled() => return,
@@ -282,7 +292,10 @@ async fn connection(stream: UnixStream, routes: Router, closed: CancellationToke
 }
 
 async fn agent(State(gate): State<Arc<Gate>>, mut request: Request) -> Response {
-    let wants = request.headers().get(header::UPGRADE).and_then(|value| value.to_str().ok());
+    let wants = request
+        .headers()
+        .get(header::UPGRADE)
+        .and_then(|value| value.to_str().ok());
     if wants != Some(UPGRADE) {
         return (StatusCode::UPGRADE_REQUIRED, [(header::UPGRADE, UPGRADE)]).into_response();
     }
@@ -306,10 +319,16 @@ async fn agent(State(gate): State<Arc<Gate>>, mut request: Request) -> Response 
 }
 
 async fn model_call(State(gate): State<Arc<Gate>>, request: Request) -> Response {
-    let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
     let path = path.strip_prefix("/model").unwrap_or(path).to_owned();
     let metering = Arc::clone(&gate);
-    gate.parts.model.forward(&path, request, move |counts| metering.meter(&counts)).await
+    gate.parts
+        .model
+        .forward(&path, request, move |counts| metering.meter(&counts))
+        .await
 }
 
 async fn git_call(State(gate): State<Arc<Gate>>, request: Request) -> Response {

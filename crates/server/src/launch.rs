@@ -51,7 +51,12 @@ impl Jobs {
         waits: Waits,
         limits: Arc<HashMap<Kind, KindLimits>>,
     ) -> Self {
-        Self { store, repos, waits, limits }
+        Self {
+            store,
+            repos,
+            waits,
+            limits,
+        }
     }
 
     /// The job of a session's attempt; the same on every call, since its base is kept in a ref.
@@ -72,7 +77,10 @@ impl Jobs {
                 author_name: AUTHOR.0.to_owned(),
                 author_email: AUTHOR.1.to_owned(),
             },
-            push_ref: session.kind.writes().then(|| result_ref(session.id, attempt)),
+            push_ref: session
+                .kind
+                .writes()
+                .then(|| result_ref(session.id, attempt)),
             claude: claude::command(session, &precursors),
             timers: self.timers(session),
         })
@@ -89,7 +97,10 @@ impl Jobs {
             let report = dependency.report.clone().unwrap_or_default();
             let same_repository = dependency.project.repository == session.project.repository;
             if let Some(result) = report.result.filter(|_| same_repository) {
-                commits.push(DependencyCommit { session: id, commit: result.commit });
+                commits.push(DependencyCommit {
+                    session: id,
+                    commit: result.commit,
+                });
             }
             precursors.push(Precursor {
                 session: id,
@@ -128,7 +139,10 @@ impl Jobs {
     }
 
     fn timers(&self, session: &Session) -> Timers {
-        let of_kind = self.limits.get(&session.kind).and_then(|limits| limits.timeout_seconds);
+        let of_kind = self
+            .limits
+            .get(&session.kind)
+            .and_then(|limits| limits.timeout_seconds);
         let timeout_s = session
             .timeout_s
             .or(of_kind)

@@ -209,7 +209,10 @@ impl Reconciler {
     /// Lists the sandboxes when it is time to; true when a complete list was made.
     async fn look_at_runtime(&mut self) -> bool {
         let now = Instant::now();
-        if self.listed_at.is_some_and(|at| now < at + self.look_interval()) {
+        if self
+            .listed_at
+            .is_some_and(|at| now < at + self.look_interval())
+        {
             return false;
         }
         self.listed_at = Some(now);
@@ -258,13 +261,20 @@ impl Reconciler {
     }
 
     fn next_look(&self) -> Instant {
-        let listing = self.listed_at.map_or_else(Instant::now, |at| at + self.look_interval());
-        self.backoff.next().map_or(listing, |retry| retry.min(listing))
+        let listing = self
+            .listed_at
+            .map_or_else(Instant::now, |at| at + self.look_interval());
+        self.backoff
+            .next()
+            .map_or(listing, |retry| retry.min(listing))
     }
 
     async fn look_at_volumes(&mut self) {
         let now = Instant::now();
-        if self.volumes_looked_at.is_some_and(|at| now < at + VOLUMES_LOOK) {
+        if self
+            .volumes_looked_at
+            .is_some_and(|at| now < at + VOLUMES_LOOK)
+        {
             return;
         }
         self.volumes_looked_at = Some(now);
@@ -279,7 +289,8 @@ impl Reconciler {
     fn note_sighting(&mut self, sighting: Option<Sandbox>) {
         match sighting {
             Some(sandbox) => {
-                self.seen.insert((sandbox.session, sandbox.attempt), sandbox);
+                self.seen
+                    .insert((sandbox.session, sandbox.attempt), sandbox);
             }
             None => {
                 // The stream has ended: the runtime went away, or we fell behind. List again.
@@ -309,12 +320,16 @@ impl Reconciler {
         let any_lost = !lost.is_empty();
         for (session, event) in lost {
             tracing::warn!(session = %session.id, event = ?event, "a sandbox is lost");
-            self.apply(session.id, event).await;
+            record(&self.parts, session.id, event).await;
         }
         if snapshot.sandboxes.complete {
             self.host_rebooted = false;
         }
-        let active = if any_lost { self.parts.store.active() } else { snapshot.sessions.clone() };
+        let active = if any_lost {
+            self.parts.store.active()
+        } else {
+            snapshot.sessions.clone()
+        };
         let waiting = active
             .iter()
             .filter(|session| matches!(session.state, SessionState::Created | SessionState::Queued))
@@ -325,21 +340,15 @@ impl Reconciler {
         let any_blocked = !blocked.is_empty();
         for some in blocked.chunks(RECORDED_AT_ONCE) {
             let recorded = some.iter().map(|&(session, dependency)| {
-                self.apply(session, SessionEvent::DependencyLost(dependency))
+                record(
+                    &self.parts,
+                    session,
+                    SessionEvent::DependencyLost(dependency),
+                )
             });
             futures::future::join_all(recorded).await;
         }
         any_lost || any_blocked
-    }
-
-    async fn apply(&self, id: SessionId, event: SessionEvent) {
-        let parts = &self.parts;
-        match apply(&parts.store, parts.clock.as_ref(), id, &event, None).await {
-            Ok(session) => {
-                tracing::info!(session = %id, state = session.state.name(), "{}", event.name());
-            }
-            Err(error) => tracing::debug!(session = %id, %error, "an event was not recorded"),
-        }
     }
 
     // --- execute ----------------------------------------------------------------------------------
@@ -359,7 +368,8 @@ impl Reconciler {
         }
         let tries = self.backoff.tries(session);
         let actions = self.actions.clone();
-        self.running.spawn(async move { actions.execute(action, tries).await });
+        self.running
+            .spawn(async move { actions.execute(action, tries).await });
     }
 
     fn note_done(&mut self, done: Result<ActionDone, tokio::task::JoinError>) {
@@ -395,9 +405,21 @@ impl Reconciler {
     /// A sandbox whose exit was seen while its start was still being answered stays exited.
     fn note_newer(&mut self, key: (SessionId, Attempt), sandbox: Sandbox) {
         let known = self.seen.get(&key).map(|sandbox| &sandbox.state);
-        if !matches!(known, Some(SandboxState::Exited { .. } | SandboxState::Removed)) {
+        if !matches!(
+            known,
+            Some(SandboxState::Exited { .. } | SandboxState::Removed)
+        ) {
             self.seen.insert(key, sandbox);
         }
+    }
+}
+
+async fn record(parts: &ReconcilerParts, id: SessionId, event: SessionEvent) {
+    match apply(&parts.store, parts.clock.as_ref(), id, &event, None).await {
+        Ok(session) => {
+            tracing::info!(session = %id, state = session.state.name(), "{}", event.name());
+        }
+        Err(error) => tracing::debug!(session = %id, %error, "an event was not recorded"),
     }
 }
 
@@ -409,7 +431,9 @@ async fn next_sighting(sightings: &mut Option<BoxStream<'static, Sandbox>>) -> O
 }
 
 fn host_rebooted(settings: &ReconcilerSettings) -> bool {
-    let Some(boot_id) = &settings.boot_id else { return false };
+    let Some(boot_id) = &settings.boot_id else {
+        return false;
+    };
     let remembered = std::fs::read_to_string(&settings.boot_file);
     remembered.is_ok_and(|remembered| remembered.trim() != boot_id.trim())
 }

@@ -12,6 +12,8 @@ use jiff::Timestamp;
 mod body;
 pub mod docker;
 pub mod fake;
+mod refusal;
+mod sighting;
 mod volumes;
 
 pub use docker::{DockerRuntime, ImageCheck};

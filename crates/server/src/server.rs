@@ -19,7 +19,7 @@ use crate::conclude::Concluder;
 use crate::config::Config;
 use crate::gateway::model::{ModelGateway, ModelSettings};
 use crate::gateway::{Gateway, GatewayParts};
-use crate::http::{self, HttpParts};
+use crate::http::{self, HttpParts, ServeSettings};
 use crate::launch::Jobs;
 use crate::orchestrator::{Orchestrator, OrchestratorParts, RandomIds};
 use crate::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
@@ -29,8 +29,6 @@ use crate::store::{Store, StoreSettings};
 
 /// How long the first look at the runtime may hold up the first request.
 const FIRST_LOOK_WAIT: Duration = Duration::from_secs(2);
-/// How long requests that are being answered may go on after a stop.
-const STOP_WAIT: Duration = Duration::from_secs(10);
 /// What a stopped session gets beyond the grace between its signals: the time to save its work.
 const SAVE_WORK_SECONDS: u64 = 60;
 /// Names the boot of this machine on Linux.
@@ -40,7 +38,7 @@ const BOOT_ID_FILE: &str = "/proc/sys/kernel/random/boot_id";
 pub struct Server {
     address: SocketAddr,
     store: Store,
-    serving: JoinHandle<std::io::Result<()>>,
+    serving: JoinHandle<()>,
     reconciling: JoinHandle<()>,
 }
 
@@ -56,8 +54,12 @@ impl Server {
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("cannot listen on {}", config.listen))?;
-        let address = listener.local_addr().context("the address listened on is unknown")?;
-        let output = StoreSettings { output_bytes_max: config.output_bytes_max };
+        let address = listener
+            .local_addr()
+            .context("the address listened on is unknown")?;
+        let output = StoreSettings {
+            output_bytes_max: config.output_bytes_max,
+        };
         let store = Store::open(&data_dir, output)
             .await
             .with_context(|| format!("the store in {} cannot be opened", data_dir.display()))?;
@@ -73,7 +75,12 @@ impl Server {
             token: config.github_token.clone(),
         });
         let limits = Arc::new(config.limits.clone());
-        let jobs = Jobs::new(store.clone(), repos.clone(), config.waits, Arc::clone(&limits));
+        let jobs = Jobs::new(
+            store.clone(),
+            repos.clone(),
+            config.waits,
+            Arc::clone(&limits),
+        );
         let model = ModelGateway::new(ModelSettings {
             base_url: config.model_base_url.clone(),
             credential: config.credential.clone(),
@@ -89,8 +96,10 @@ impl Server {
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
         });
-        let runtime: Arc<dyn Runtime> =
-            Arc::new(DockerRuntime::connect(instance(&data_dir)?, config.docker_host.as_deref())?);
+        let runtime: Arc<dyn Runtime> = Arc::new(DockerRuntime::connect(
+            instance(&data_dir)?,
+            config.docker_host.as_deref(),
+        )?);
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),
             runtime,
@@ -117,9 +126,21 @@ impl Server {
             secrets: config.secrets,
             listen: address,
             allowed_hosts: config.allowed_hosts,
+            body_timeout: http::BODY_TIMEOUT,
+            stopping: stop.clone(),
         });
-        let serving = tokio::spawn(http::serve(listener, router, stop));
-        Ok(Self { address, store, serving, reconciling })
+        let serving = tokio::spawn(http::serve(
+            listener,
+            router,
+            ServeSettings::default(),
+            stop,
+        ));
+        Ok(Self {
+            address,
+            store,
+            serving,
+            reconciling,
+        })
     }
 
     /// Where it listens; the port is the real one when 0 was asked for.
@@ -133,13 +154,12 @@ impl Server {
     /// # Errors
     /// When serving ended for another reason.
     pub async fn stopped(self) -> anyhow::Result<()> {
-        let served = tokio::time::timeout(STOP_WAIT, self.serving).await;
-        self.reconciling.await.context("the reconciler ended abnormally")?;
+        let served = self.serving.await.context("serving ended abnormally");
+        self.reconciling
+            .await
+            .context("the reconciler ended abnormally")?;
         self.store.close().await;
-        match served {
-            Ok(served) => served.context("serving ended abnormally")?.context("serving failed"),
-            Err(_) => Ok(()),
-        }
+        served
     }
 }
 
@@ -163,9 +183,8 @@ fn reconciler_settings(
 
 /// Closed to others: it holds people's code and the sockets of all sandboxes.
 fn make_data_dir(data_dir: &Path) -> anyhow::Result<()> {
-    let made = std::fs::create_dir_all(data_dir).and_then(|()| {
-        std::fs::set_permissions(data_dir, std::fs::Permissions::from_mode(0o700))
-    });
+    let made = std::fs::create_dir_all(data_dir)
+        .and_then(|()| std::fs::set_permissions(data_dir, std::fs::Permissions::from_mode(0o700)));
     made.with_context(|| format!("the data directory {} cannot be made", data_dir.display()))
 }
 

@@ -45,7 +45,10 @@ pub async fn apply(
             return Ok(session);
         }
         tries += 1;
-        match store.record(&session, event, next, report.clone(), now).await {
+        match store
+            .record(&session, event, next, report.clone(), now)
+            .await
+        {
             Err(StoreError::Conflict { .. }) if tries < TRIES_MAX => {}
             recorded => return Ok(recorded?),
         }

@@ -38,15 +38,27 @@ struct Finding {
 
 impl Finding {
     fn good(subject: &'static str, text: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Good, subject, text: text.into() }
+        Self {
+            verdict: Verdict::Good,
+            subject,
+            text: text.into(),
+        }
     }
 
     fn warn(subject: &'static str, text: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Warn, subject, text: text.into() }
+        Self {
+            verdict: Verdict::Warn,
+            subject,
+            text: text.into(),
+        }
     }
 
     fn bad(subject: &'static str, text: impl Into<String>) -> Self {
-        Self { verdict: Verdict::Bad, subject, text: text.into() }
+        Self {
+            verdict: Verdict::Bad,
+            subject,
+            text: text.into(),
+        }
     }
 }
 
@@ -70,7 +82,10 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
         };
         println!("{mark}  {:<12} {}", finding.subject, finding.text);
     }
-    let bad = findings.iter().filter(|finding| finding.verdict == Verdict::Bad).count();
+    let bad = findings
+        .iter()
+        .filter(|finding| finding.verdict == Verdict::Bad)
+        .count();
     if bad == 0 {
         println!("\nA server can run sessions here.");
         Ok(ExitCode::SUCCESS)
@@ -82,7 +97,10 @@ pub async fn run(args: DoctorArgs) -> anyhow::Result<ExitCode> {
 
 fn configuration(settings: Settings) -> Finding {
     match Config::from_settings(settings) {
-        Ok(config) => Finding::good("settings", format!("the server would listen on {}", config.listen)),
+        Ok(config) => Finding::good(
+            "settings",
+            format!("the server would listen on {}", config.listen),
+        ),
         Err(error) => Finding::bad("settings", error.to_string()),
     }
 }
@@ -90,7 +108,7 @@ fn configuration(settings: Settings) -> Finding {
 async fn docker(settings: &Settings) -> Vec<Finding> {
     let runtime = DockerRuntime::connect("doctor".to_owned(), settings.docker_host.as_deref());
     let answered = match runtime {
-        Ok(runtime) => runtime.ping().await,
+        Ok(runtime) => runtime.daemon().await,
         Err(error) => Err(error),
     };
     match answered {
@@ -105,7 +123,10 @@ async fn docker(settings: &Settings) -> Vec<Finding> {
                 );
                 Finding::warn("clock", text)
             };
-            vec![Finding::good("docker", format!("daemon {} answers", daemon.version)), clock]
+            vec![
+                Finding::good("docker", format!("daemon {} answers", daemon.version)),
+                clock,
+            ]
         }
         Err(error) => {
             let text = format!(
@@ -123,7 +144,10 @@ async fn session_image(settings: &Settings) -> Finding {
     match image::state(&name).await {
         Ok(ImageState::UpToDate) => {
             let version = image::cli_version();
-            Finding::good("image", format!("{name} is up to date, with Claude Code {version}"))
+            Finding::good(
+                "image",
+                format!("{name} is up to date, with Claude Code {version}"),
+            )
         }
         Ok(ImageState::Outdated) => {
             let text = format!("{name} was built from other inputs; run `baton image build`");
@@ -133,9 +157,10 @@ async fn session_image(settings: &Settings) -> Finding {
             let text = format!("{name} is an image of your own; it must hold git and glibc");
             Finding::good("image", text)
         }
-        Ok(ImageState::Missing) => {
-            Finding::bad("image", format!("{name} is missing; run `baton image build`"))
-        }
+        Ok(ImageState::Missing) => Finding::bad(
+            "image",
+            format!("{name} is missing; run `baton image build`"),
+        ),
         Err(error) => Finding::bad("image", error.to_string()),
     }
 }
@@ -172,7 +197,10 @@ fn parsed(version: &str) -> Option<(u32, u32)> {
 }
 
 fn disk(data_dir: &Path) -> Finding {
-    let existing = data_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let existing = data_dir
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
     match rustix::fs::statvfs(existing) {
         Ok(disk) => {
             let free_gib = disk.f_bavail.saturating_mul(disk.f_frsize) / GIB;
@@ -180,7 +208,10 @@ fn disk(data_dir: &Path) -> Finding {
             if free_gib >= DISK_GIB_WARN {
                 Finding::good("disk", text)
             } else {
-                Finding::warn("disk", format!("{text}; sessions stop being stored when it is full"))
+                Finding::warn(
+                    "disk",
+                    format!("{text}; sessions stop being stored when it is full"),
+                )
             }
         }
         Err(error) => Finding::bad("disk", format!("{}: {error}", data_dir.display())),

@@ -33,7 +33,10 @@ impl Lines {
     /// An empty batch behind the frame with the number `position`.
     #[must_use]
     pub fn after(position: u64) -> Self {
-        Self { position, ..Self::default() }
+        Self {
+            position,
+            ..Self::default()
+        }
     }
 
     /// Takes a frame in; gives back the note it carried, if it did. A frame that was taken before
@@ -46,13 +49,20 @@ impl Lines {
             return Ok(None);
         }
         if frame.seq != self.position + 1 {
-            return Err(Gap { expected: self.position + 1, found: frame.seq });
+            return Err(Gap {
+                expected: self.position + 1,
+                found: frame.seq,
+            });
         }
         self.position = frame.seq;
         let at = Timestamp::from_millisecond(frame.at_ms).unwrap_or(Timestamp::UNIX_EPOCH);
         match frame.body {
             Body::Note(note) => Ok(Some(note)),
-            Body::Output { stream, more, bytes } => {
+            Body::Output {
+                stream,
+                more,
+                bytes,
+            } => {
                 self.split(stream, more, bytes, at);
                 if self.bytes > PENDING_BYTES_MAX {
                     self.flush();
@@ -69,7 +79,10 @@ impl Lines {
             self.complete(stream, piece, at, true);
         }
         if more {
-            let kept = self.part(stream).get_or_insert_with(|| Part::new(at)).extend(&bytes);
+            let kept = self
+                .part(stream)
+                .get_or_insert_with(|| Part::new(at))
+                .extend(&bytes);
             self.bytes += kept;
         } else if !bytes.is_empty() {
             self.complete(stream, bytes, at, false);
@@ -79,9 +92,13 @@ impl Lines {
     fn complete(&mut self, stream: Stream, bytes: Bytes, at: Timestamp, line_end: bool) {
         self.bytes += bytes.len();
         let line = match self.part(stream).take() {
-            None if bytes.len() <= LINE_BYTES_MAX => {
-                OutputLine { at, stream, bytes, cut_bytes: 0, line_end }
-            }
+            None if bytes.len() <= LINE_BYTES_MAX => OutputLine {
+                at,
+                stream,
+                bytes,
+                cut_bytes: 0,
+                line_end,
+            },
             part => {
                 let mut part = part.unwrap_or_else(|| Part::new(at));
                 part.extend(&bytes);
@@ -129,7 +146,11 @@ impl Lines {
 
 impl Part {
     fn new(at: Timestamp) -> Self {
-        Self { at, bytes: BytesMut::new(), cut_bytes: 0 }
+        Self {
+            at,
+            bytes: BytesMut::new(),
+            cut_bytes: 0,
+        }
     }
 
     /// Keeps what there is room for and counts the rest; gives back how much was kept.
@@ -142,8 +163,18 @@ impl Part {
     }
 
     fn line(self, stream: Stream, line_end: bool) -> OutputLine {
-        let Self { at, bytes, cut_bytes } = self;
-        OutputLine { at, stream, bytes: bytes.freeze(), cut_bytes, line_end }
+        let Self {
+            at,
+            bytes,
+            cut_bytes,
+        } = self;
+        OutputLine {
+            at,
+            stream,
+            bytes: bytes.freeze(),
+            cut_bytes,
+            line_end,
+        }
     }
 }
 
@@ -162,9 +193,16 @@ mod tests {
     use super::*;
 
     fn output(seq: u64, more: bool, bytes: &[u8]) -> Numbered {
-        let body =
-            Body::Output { stream: Stream::Stdout, more, bytes: Bytes::copy_from_slice(bytes) };
-        Numbered { seq, at_ms: 0, body }
+        let body = Body::Output {
+            stream: Stream::Stdout,
+            more,
+            bytes: Bytes::copy_from_slice(bytes),
+        };
+        Numbered {
+            seq,
+            at_ms: 0,
+            body,
+        }
     }
 
     #[test]
@@ -186,7 +224,13 @@ mod tests {
         let mut lines = Lines::after(5);
         assert_eq!(lines.take(output(5, false, b"again\n")), Ok(None));
         assert_eq!(lines.drain(), (5, Vec::new()));
-        assert_eq!(lines.take(output(7, false, b"x\n")), Err(Gap { expected: 6, found: 7 }));
+        assert_eq!(
+            lines.take(output(7, false, b"x\n")),
+            Err(Gap {
+                expected: 6,
+                found: 7
+            })
+        );
     }
 
     #[test]
@@ -200,6 +244,9 @@ mod tests {
         let (_, stored) = lines.drain();
         assert_eq!(stored.len(), 1);
         assert_eq!(stored[0].bytes.len(), LINE_BYTES_MAX);
-        assert_eq!(stored[0].cut_bytes, pieces * 64 * 1024 - LINE_BYTES_MAX as u64);
+        assert_eq!(
+            stored[0].cut_bytes,
+            pieces * 64 * 1024 - LINE_BYTES_MAX as u64
+        );
     }
 }

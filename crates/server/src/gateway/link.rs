@@ -106,7 +106,9 @@ async fn read_frames<Io: AsyncRead>(
 ) -> Result<(), LinkError> {
     loop {
         while let Some(frame) = Frame::decode(&mut buffer)? {
-            let Frame::Numbered(frame) = frame else { return Err(LinkError::Unexpected) };
+            let Frame::Numbered(frame) = frame else {
+                return Err(LinkError::Unexpected);
+            };
             if frames.send(frame).await.is_err() {
                 return Ok(());
             }
@@ -205,7 +207,11 @@ async fn store_batch<Io: AsyncWrite>(
     }
     let (position, batch) = lines.drain();
     // The note's own number is acknowledged only when what it says is recorded.
-    let lines_position = if note.is_some() { position - 1 } else { position };
+    let lines_position = if note.is_some() {
+        position - 1
+    } else {
+        position
+    };
     append(gate, lines_position, &batch).await?;
     failpoint::reach("output_stored");
     let ended = matches!(note, Some(Note::Ended(_)));
@@ -213,11 +219,19 @@ async fn store_batch<Io: AsyncWrite>(
         if let Some(event) = event_of(gate, note) {
             gate.apply(&event).await?;
         }
-        failpoint::reach(if ended { "ended_recorded" } else { "note_recorded" });
+        failpoint::reach(if ended {
+            "ended_recorded"
+        } else {
+            "note_recorded"
+        });
         append(gate, position, &[]).await?;
     }
     send(writer, &Frame::Ack(position)).await?;
-    failpoint::reach(if ended { "ended_acknowledged" } else { "output_acknowledged" });
+    failpoint::reach(if ended {
+        "ended_acknowledged"
+    } else {
+        "output_acknowledged"
+    });
     Ok(ended)
 }
 
@@ -240,7 +254,10 @@ async fn append(
 ) -> Result<(), LinkError> {
     loop {
         let store = &gate.parts.store;
-        match store.append_output(gate.session, gate.attempt, position, batch).await {
+        match store
+            .append_output(gate.session, gate.attempt, position, batch)
+            .await
+        {
             Err(error @ StoreError::Unavailable { .. }) => {
                 tracing::warn!(session = %gate.session, %error, "output waits to be stored");
                 tokio::time::sleep(STORE_PAUSE).await;
@@ -265,7 +282,9 @@ impl Gate {
             match applied.await {
                 Ok(session) => {
                     tracing::info!(session = %self.session, state = session.state.name(), "{}", event.name());
-                    if matches!(session.state, SessionState::Concluding { .. }) || session.state.is_over() {
+                    if matches!(session.state, SessionState::Concluding { .. })
+                        || session.state.is_over()
+                    {
                         parts.wake.notify_one();
                     }
                     return Ok(());

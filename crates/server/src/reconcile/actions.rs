@@ -42,11 +42,19 @@ pub struct ActionDone {
 
 impl ActionDone {
     fn of(session: SessionId) -> Self {
-        Self { session, retry: false, look_again: false, seen: None }
+        Self {
+            session,
+            retry: false,
+            look_again: false,
+            seen: None,
+        }
     }
 
     fn again(session: SessionId) -> Self {
-        Self { retry: true, ..Self::of(session) }
+        Self {
+            retry: true,
+            ..Self::of(session)
+        }
     }
 }
 
@@ -82,7 +90,10 @@ impl Actions {
             // Nobody waits for it yet: the launch will tell what is wrong.
             Err(error) => {
                 tracing::debug!(session = %session.id, %error, "not prepared");
-                ActionDone { look_again: error.is_unavailable(), ..ActionDone::again(session.id) }
+                ActionDone {
+                    look_again: error.is_unavailable(),
+                    ..ActionDone::again(session.id)
+                }
             }
         }
     }
@@ -102,11 +113,16 @@ impl Actions {
             (Ok(spec), Ok(gate)) => (spec, gate),
         };
         // The code is made ready while the container starts.
-        let (launched, has_job) =
-            tokio::join!(self.parts.runtime.launch(&spec), self.make_job(session, &gate));
+        let (launched, has_job) = tokio::join!(
+            self.parts.runtime.launch(&spec),
+            self.make_job(session, &gate)
+        );
         failpoint::reach("launched");
         if !has_job {
-            return ActionDone { look_again: true, ..ActionDone::of(session.id) };
+            return ActionDone {
+                look_again: true,
+                ..ActionDone::of(session.id)
+            };
         }
         match launched {
             Ok(_) => {
@@ -142,7 +158,10 @@ impl Actions {
         match error {
             RuntimeError::AlreadyExited { .. } | RuntimeError::Unavailable { .. } => {
                 tracing::warn!(session = %session.id, %error, "not launched yet");
-                ActionDone { look_again: true, ..ActionDone::again(session.id) }
+                ActionDone {
+                    look_again: true,
+                    ..ActionDone::again(session.id)
+                }
             }
             RuntimeError::ImageMissing { image } => {
                 // It was there when the session was accepted, and may come back.
@@ -153,7 +172,10 @@ impl Actions {
                 tracing::error!(session = %session.id, %error, "cannot be launched");
                 let event = failed(format!("the sandbox could not be started: {error}"));
                 self.record_or_log(session.id, &event).await;
-                ActionDone { look_again: true, ..ActionDone::of(session.id) }
+                ActionDone {
+                    look_again: true,
+                    ..ActionDone::of(session.id)
+                }
             }
         }
     }
@@ -181,16 +203,25 @@ impl Actions {
                     tracing::warn!(session = %sandbox.session, %error, "its directory was not removed");
                 }
                 let key = (sandbox.session, sandbox.attempt);
-                let gone = Sandbox { state: SandboxState::Removed, ..sandbox.clone() };
+                let gone = Sandbox {
+                    state: SandboxState::Removed,
+                    ..sandbox.clone()
+                };
                 let live = self.parts.store.active().iter().any(|session| {
                     session.id == sandbox.session && session.state.live_attempt().is_some()
                 });
                 let seen = Some((key, live.then_some(gone)));
-                ActionDone { seen, ..ActionDone::of(sandbox.session) }
+                ActionDone {
+                    seen,
+                    ..ActionDone::of(sandbox.session)
+                }
             }
             Err(error) => {
                 tracing::warn!(sandbox = %sandbox.id, %error, "not removed yet");
-                ActionDone { look_again: true, ..ActionDone::again(sandbox.session) }
+                ActionDone {
+                    look_again: true,
+                    ..ActionDone::again(sandbox.session)
+                }
             }
         }
     }
@@ -227,11 +258,22 @@ impl Actions {
             created_at: self.parts.clock.now(),
         };
         let seen = Some(((session.id, session.attempt), Some(sandbox)));
-        ActionDone { seen, ..ActionDone::of(session.id) }
+        ActionDone {
+            seen,
+            ..ActionDone::of(session.id)
+        }
     }
 
     async fn record(&self, id: SessionId, event: &SessionEvent) -> Result<(), TransitionError> {
-        apply(&self.parts.store, self.parts.clock.as_ref(), id, event, None).await.map(drop)
+        apply(
+            &self.parts.store,
+            self.parts.clock.as_ref(),
+            id,
+            event,
+            None,
+        )
+        .await
+        .map(drop)
     }
 
     async fn record_or_log(&self, id: SessionId, event: &SessionEvent) {
@@ -246,7 +288,9 @@ fn limits(configured: Option<&KindLimits>, kind: Kind) -> Limits {
     let configured = configured.copied().unwrap_or_default();
     let memory_default = if kind.writes() { 4 * GIB } else { 2 * GIB };
     Limits {
-        memory_bytes: configured.memory_mib.map_or(memory_default, |mib| mib * MIB),
+        memory_bytes: configured
+            .memory_mib
+            .map_or(memory_default, |mib| mib * MIB),
         cpus: configured.cpus.unwrap_or(2.0),
         pids: configured.pids.unwrap_or(512),
         nofile: 16 * 1024,

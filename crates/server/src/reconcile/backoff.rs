@@ -24,7 +24,9 @@ struct Failed {
 impl Backoff {
     /// Whether it is too early to try again.
     pub fn holds(&self, session: SessionId) -> bool {
-        self.failed.get(&session).is_some_and(|failed| Instant::now() < failed.until)
+        self.failed
+            .get(&session)
+            .is_some_and(|failed| Instant::now() < failed.until)
     }
 
     /// How often it failed in a row.
@@ -48,6 +50,10 @@ impl Backoff {
     /// When the next pause is over.
     pub fn next(&self) -> Option<Instant> {
         let now = Instant::now();
-        self.failed.values().map(|failed| failed.until).filter(|&until| until > now).min()
+        self.failed
+            .values()
+            .map(|failed| failed.until)
+            .filter(|&until| until > now)
+            .min()
     }
 }

@@ -24,7 +24,9 @@ enum Seen {
 impl Default for RuntimeHealth {
     /// Out of reach until seen otherwise.
     fn default() -> Self {
-        Self { seen: watch::Sender::new(Seen::NotYet) }
+        Self {
+            seen: watch::Sender::new(Seen::NotYet),
+        }
     }
 }
 
@@ -54,7 +56,9 @@ impl RuntimeHealth {
     }
 
     pub(super) fn image_missing(&self, image: &str) {
-        self.set(Seen::Refuses(Refusal::ImageMissing { image: image.to_owned() }));
+        self.set(Seen::Refuses(Refusal::ImageMissing {
+            image: image.to_owned(),
+        }));
     }
 
     fn set(&self, seen: Seen) {

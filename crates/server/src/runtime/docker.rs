@@ -11,11 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use baton_domain::{Attempt, Sandbox, SandboxId, SandboxState, SessionId};
-use bollard::errors::Error as DockerError;
-use bollard::models::{
-    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum as Status, ContainerSummary,
-    ContainerSummaryStateEnum as SummaryStatus, EventMessage,
-};
+use bollard::models::{ContainerSummary, ContainerSummaryStateEnum as SummaryStatus};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptions,
     ListContainersOptionsBuilder, RemoveContainerOptionsBuilder, StartContainerOptions,
@@ -26,7 +22,9 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Mutex, Semaphore};
 
 use super::body::{LABEL_ATTEMPT, LABEL_INSTANCE, LABEL_SESSION, container_body};
-use super::{MESSAGE_CHARS_MAX, Runtime, RuntimeError, SandboxSpec, Volumes, volumes};
+use super::refusal::{failed, is_image_missing, is_status};
+use super::sighting::{created_at, inspected_state, labels_of, news, state_of};
+use super::{Runtime, RuntimeError, SandboxSpec, Volumes, volumes};
 
 /// Where Docker listens unless told otherwise.
 pub const DEFAULT_HOST: &str = "unix:///var/run/docker.sock";
@@ -60,6 +58,15 @@ pub struct DockerRuntime {
 enum Address {
     Unix(String),
     Tcp(String),
+}
+
+/// A daemon, as it describes itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Daemon {
+    /// Its version, for people.
+    pub version: String,
+    /// The time by its clock; the epoch where it doesn't tell.
+    pub now: Timestamp,
 }
 
 /// What is known of an image on the host.
@@ -109,6 +116,21 @@ impl DockerRuntime {
         const STEP: &str = "answer a ping";
         let answer = self.client(STEP)?.ping().await;
         answer.map(|_| ()).map_err(failed(STEP, "the daemon"))
+    }
+
+    /// What the daemon says of itself.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Unavailable`].
+    pub async fn daemon(&self) -> Result<Daemon, RuntimeError> {
+        const STEP: &str = "describe itself";
+        let answer = self.client(STEP)?.info().await;
+        let info = answer.map_err(failed(STEP, "the daemon"))?;
+        let now = info.system_time.and_then(|time| time.parse().ok());
+        Ok(Daemon {
+            version: info.server_version.unwrap_or_default(),
+            now: now.unwrap_or_default(),
+        })
     }
 
     /// What the daemon knows of `image`, `None` where it has none of that name.
@@ -418,106 +440,11 @@ impl Runtime for DockerRuntime {
     async fn check_image(&self, image: &str) -> Result<(), RuntimeError> {
         match self.image_exists(image).await? {
             Some(_) => Ok(()),
-            None => Err(RuntimeError::ImageMissing { image: image.to_owned() }),
+            None => Err(RuntimeError::ImageMissing {
+                image: image.to_owned(),
+            }),
         }
     }
-}
-
-/// What an event says of a sandbox; `Some(None)` for one that says nothing, `None` when the
-/// daemon went away. The filter let only our own containers through.
-async fn news(client: &Docker, event: EventMessage) -> Option<Option<Sandbox>> {
-    let at = event
-        .time_nano
-        .and_then(|nanos| Timestamp::from_nanosecond(nanos.into()).ok())
-        .unwrap_or_default();
-    let actor = event.actor.unwrap_or_default();
-    let labels = actor.attributes.unwrap_or_default();
-    let owner = labels
-        .get(LABEL_SESSION)
-        .and_then(|session| session.parse().ok())
-        .zip(labels.get(LABEL_ATTEMPT).and_then(|text| text.parse().ok()));
-    let (Some((session, attempt)), Some(name), Some(container)) =
-        (owner, labels.get("name"), actor.id)
-    else {
-        return Some(None);
-    };
-    let mut sandbox = Sandbox {
-        id: SandboxId(name.clone()),
-        session,
-        attempt: Attempt(attempt),
-        state: SandboxState::Removed,
-        created_at: at,
-    };
-    if event.action.as_deref() != Some("destroy") {
-        match inspect(client, &container).await {
-            Ok(Some(found)) => {
-                sandbox.created_at = created_at(&found);
-                sandbox.state = state_of(found.state.as_ref(), sandbox.created_at);
-            }
-            Ok(None) => {}
-            Err(error) if error.is_unavailable() => return None,
-            Err(error) => {
-                tracing::warn!(%error, %session, "a sandbox's exit could not be looked at");
-                return Some(None);
-            }
-        }
-    }
-    Some(Some(sandbox))
-}
-
-/// `None`: there is no such container.
-async fn inspect(
-    client: &Docker,
-    container: &str,
-) -> Result<Option<ContainerInspectResponse>, RuntimeError> {
-    match client
-        .inspect_container(container, None::<InspectContainerOptions>)
-        .await
-    {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if is_status(&error, 404) => Ok(None),
-        Err(error) => Err(failed("inspect", container)(error)),
-    }
-}
-
-async fn inspected_state(client: &Docker, container: &str) -> Result<SandboxState, RuntimeError> {
-    Ok(match inspect(client, container).await? {
-        Some(found) => state_of(found.state.as_ref(), created_at(&found)),
-        None => SandboxState::Removed,
-    })
-}
-
-fn state_of(state: Option<&ContainerState>, created_at: Timestamp) -> SandboxState {
-    let Some(state) = state else {
-        return SandboxState::Prepared;
-    };
-    match state.status {
-        Some(Status::CREATED | Status::EMPTY) | None => SandboxState::Prepared,
-        Some(Status::RUNNING | Status::PAUSED | Status::RESTARTING | Status::STOPPING) => {
-            SandboxState::Running
-        }
-        Some(Status::EXITED | Status::DEAD) => SandboxState::Exited {
-            code: state.exit_code.unwrap_or_default(),
-            oom_killed: state.oom_killed.unwrap_or_default(),
-            finished_at: state
-                .finished_at
-                .as_deref()
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(created_at),
-        },
-        Some(Status::REMOVING) => SandboxState::Removed,
-    }
-}
-
-fn created_at(found: &ContainerInspectResponse) -> Timestamp {
-    let text = found.created.as_deref();
-    text.and_then(|text| text.parse().ok()).unwrap_or_default()
-}
-
-fn labels_of(found: &ContainerInspectResponse) -> &HashMap<String, String> {
-    static NONE: OnceLock<HashMap<String, String>> = OnceLock::new();
-    let labels = found.config.as_ref().and_then(|it| it.labels.as_ref());
-    labels.unwrap_or_else(|| NONE.get_or_init(HashMap::new))
 }
 
 fn already_exited(spec: &SandboxSpec) -> RuntimeError {
@@ -527,61 +454,9 @@ fn already_exited(spec: &SandboxSpec) -> RuntimeError {
     }
 }
 
-pub(super) fn is_status(error: &DockerError, status: u16) -> bool {
-    matches!(error, DockerError::DockerResponseServerError { status_code, .. }
-        if *status_code == status)
-}
-
-/// At `create`, 404 may also be about a volume driver.
-fn is_image_missing(error: &DockerError) -> bool {
-    matches!(error, DockerError::DockerResponseServerError { status_code: 404, message }
-        if message.to_ascii_lowercase().contains("no such image"))
-}
-
-/// Sorts Docker's error: nobody there, or a refusal of `step` for `id`.
-pub(super) fn failed(step: &'static str, id: &str) -> impl FnOnce(DockerError) -> RuntimeError {
-    move |error| {
-        let message = match error {
-            DockerError::DockerResponseServerError {
-                status_code,
-                message,
-            } if status_code != 503 && !is_containerd_away(&message) => message,
-            DockerError::DockerResponseServerError { .. }
-            | DockerError::SocketNotFoundError(_)
-            | DockerError::RequestTimeoutError
-            | DockerError::IOError { .. }
-            | DockerError::HyperResponseError { .. }
-            | DockerError::HyperLegacyError { .. } => {
-                return RuntimeError::Unavailable {
-                    step,
-                    source: Box::new(error),
-                };
-            }
-            other => other.to_string(),
-        };
-        RuntimeError::Refused {
-            step,
-            id: id.to_owned(),
-            message: message.chars().take(MESSAGE_CHARS_MAX).collect(),
-        }
-    }
-}
-
-/// While it stops, a daemon still answers, but with what its own connection to containerd said.
-fn is_containerd_away(message: &str) -> bool {
-    message.contains("code = Unavailable") || message.contains("transport is closing")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn answered(status_code: u16, message: &str) -> DockerError {
-        DockerError::DockerResponseServerError {
-            status_code,
-            message: message.to_owned(),
-        }
-    }
 
     #[test]
     fn only_addresses_we_can_dial_are_taken() {
@@ -607,35 +482,5 @@ mod tests {
                 "{host:?}"
             );
         }
-    }
-
-    #[test]
-    fn a_stopping_daemon_is_unavailable_and_a_refusal_is_not() {
-        let away = [
-            answered(503, "shutting down"),
-            answered(500, "rpc error: code = Unavailable desc = connection error"),
-            DockerError::RequestTimeoutError,
-        ];
-        for error in away {
-            let text = error.to_string();
-            assert!(failed("start", "it")(error).is_unavailable(), "{text}");
-        }
-        let error = failed("start", "it")(answered(400, "no such file"));
-        assert_eq!(
-            error.to_string(),
-            "the container runtime refused to start it: no such file"
-        );
-    }
-
-    #[test]
-    fn a_refusal_quotes_a_bounded_message() {
-        let error = failed("start", "it")(answered(500, &"é".repeat(10_000)));
-        assert!(error.to_string().chars().count() < MESSAGE_CHARS_MAX + 100);
-    }
-
-    #[test]
-    fn a_missing_volume_driver_is_no_missing_image() {
-        assert!(is_image_missing(&answered(404, "No such image: x:latest")));
-        assert!(!is_image_missing(&answered(404, "plugin \"x\" not found")));
     }
 }

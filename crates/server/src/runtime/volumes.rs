@@ -13,7 +13,8 @@ use futures::future::try_join_all;
 use jiff::Timestamp;
 
 use super::body::{AGENT_UID, LABEL_INSTANCE, LABEL_SANDBOX, volume_mounts, volume_names};
-use super::docker::{DockerRuntime, failed, is_status};
+use super::docker::DockerRuntime;
+use super::refusal::{failed, is_status};
 use super::{RUN_MOUNT, RuntimeError, SandboxSpec};
 
 /// Checks that the volumes of a sandbox that never ran are its own, and on a `foreign_image`

@@ -136,6 +136,8 @@ impl Meter {
 pub(super) struct EventScanner {
     counts: TokenCounts,
     line: Vec<u8>,
+    /// The line has bytes, kept or not.
+    is_line_begun: bool,
     data: Vec<u8>,
     /// The event is over [`EVENT_BYTES_MAX`] and passed over.
     is_too_large: bool,
@@ -166,6 +168,7 @@ impl EventScanner {
     }
 
     fn extend_line(&mut self, bytes: &[u8]) {
+        self.is_line_begun |= !bytes.is_empty();
         self.is_too_large |= self.line.len() + self.data.len() + bytes.len() > EVENT_BYTES_MAX;
         if !self.is_too_large {
             self.line.extend_from_slice(bytes);
@@ -173,20 +176,119 @@ impl EventScanner {
     }
 
     fn end_line(&mut self) {
-        if self.line.is_empty() && !self.is_too_large {
+        if !self.is_line_begun {
             self.end_event();
-            return;
-        }
-        if self.line.is_empty() {
-            // The end of an event that was passed over, or the end of its long line.
-            self.end_event_if_over();
-            return;
-        }
-        if let Some(data) = self.line.strip_prefix(b"data:") {
+        } else if let Some(data) = self.line.strip_prefix(b"data:") {
             self.data
                 .extend_from_slice(data.strip_prefix(b" ").unwrap_or(data));
             self.data.push(b'\n');
         }
         self.line.clear();
+        self.is_line_begun = false;
+    }
+
+    fn end_event(&mut self) {
+        // Most events are pieces of text; only two kinds are worth parsing.
+        let may_count = !self.is_too_large
+            && (memchr::memmem::find(&self.data, b"message_start").is_some()
+                || memchr::memmem::find(&self.data, b"message_delta").is_some());
+        if may_count && let Ok(event) = serde_json::from_slice::<EventFields>(&self.data) {
+            match (event.kind.as_str(), event.message) {
+                ("message_start", Some(message)) => self.counts.read(message),
+                ("message_delta", _) => self.counts.read(MessageFields {
+                    model: None,
+                    usage: event.usage,
+                }),
+                _ => {}
+            }
+        }
+        self.data.clear();
+        self.is_too_large = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STREAM: &str = concat!(
+        "event: message_start\n",
+        r#"data: {"type":"message_start","message":{"model":"claude-x","usage":{"input_tokens":25,"#,
+        r#""cache_creation_input_tokens":3,"cache_read_input_tokens":7,"output_tokens":1}}}"#,
+        "\n\n: a comment\n\n",
+        "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+        "event: content_block_delta\n",
+        r#"data: {"type":"content_block_delta","delta":{"type":"text_delta","#,
+        r#""text":"\"message_delta\" {\"usage\":{\"output_tokens\":999}} äö"}}"#,
+        "\n\nevent: message_delta\n",
+        r#"data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"#,
+        r#""usage":{"output_tokens":15,"input_tokens":null}}"#,
+        "\n\nevent: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+    );
+
+    fn expected() -> TokenCounts {
+        TokenCounts {
+            model: Some("claude-x".into()),
+            input_tokens: 25,
+            cache_creation_input_tokens: 3,
+            cache_read_input_tokens: 7,
+            output_tokens: 15,
+        }
+    }
+
+    fn counted(mut meter: Meter, blocks: &[&[u8]]) -> Option<TokenCounts> {
+        for block in blocks {
+            meter.read(block);
+        }
+        meter.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn events_are_counted_wherever_they_are_cut(
+            cuts in prop::collection::vec(0..STREAM.len(), 0..12),
+            line_end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
+        ) {
+            let stream = STREAM.replace('\n', line_end).into_bytes();
+            let mut cuts = cuts;
+            cuts.extend([0, stream.len()]);
+            cuts.sort_unstable();
+            let blocks: Vec<&[u8]> = cuts.windows(2).map(|cut| &stream[cut[0]..cut[1]]).collect();
+            prop_assert_eq!(counted(Meter::events(), &blocks), Some(expected()));
+        }
+
+        #[test]
+        fn no_bytes_upset_the_scanner(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let counts = counted(Meter::events(), &[&bytes, b"\n\n", STREAM.as_bytes()]);
+            prop_assert_eq!(counts, Some(expected()));
+        }
+    }
+
+    #[test]
+    fn an_event_that_is_too_large_is_passed_over() {
+        let large = format!("data: {}\n\n", "message_start".repeat(EVENT_BYTES_MAX / 8));
+        let (start, end) = large.as_bytes().split_at(EVENT_BYTES_MAX + 10);
+        let blocks = [start, end, STREAM.as_bytes()];
+        assert_eq!(counted(Meter::events(), &blocks), Some(expected()));
+    }
+
+    #[test]
+    fn a_stream_that_was_cut_counts_what_came() {
+        let end = STREAM.find("event: message_delta").expect("in the stream");
+        let counts = counted(Meter::events(), &[&STREAM.as_bytes()[..end]]);
+        assert_eq!(counts.map(|counts| counts.output_tokens), Some(1));
+        assert_eq!(counted(Meter::events(), &[b": nothing\n\n"]), None);
+    }
+
+    #[test]
+    fn an_answer_in_one_piece_is_counted() {
+        let body =
+            br#"{"type":"message","model":"claude-x","content":[],"usage":{"input_tokens":25,
+            "cache_creation_input_tokens":3,"cache_read_input_tokens":7,"output_tokens":15}}"#;
+        let (start, end) = body.split_at(40);
+        assert_eq!(counted(Meter::answer(), &[start, end]), Some(expected()));
+        assert_eq!(counted(Meter::answer(), &[b"{}"]), None);
+        assert_eq!(counted(Meter::answer(), &[b"not json"]), None);
     }
 }

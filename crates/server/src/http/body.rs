@@ -1,0 +1,89 @@
+//! Bodies: of the right type, short enough, in time.
+
+use std::time::Duration;
+
+use axum::extract::{FromRequest, Request};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use super::HttpState;
+use crate::api::{ApiError, Code};
+
+/// The most bytes of a request's body.
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How long a body may take to arrive.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A body that says it is JSON.
+pub(super) struct JsonBody(pub(super) Bytes);
+
+impl FromRequest<HttpState> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &HttpState) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        check_type(&parts.headers)?;
+        check_length(&parts.headers)?;
+        let read = Limited::new(body, BODY_BYTES_MAX).collect();
+        match tokio::time::timeout(state.body_timeout, read).await {
+            Ok(Ok(body)) => Ok(Self(body.to_bytes())),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(_)) => Err(ApiError::request("The body ended before it was complete")),
+            Err(_) => Err(ApiError::new(
+                StatusCode::REQUEST_TIMEOUT,
+                Code::RequestTimeout,
+                format!(
+                    "The body did not arrive within {} seconds",
+                    state.body_timeout.as_secs_f32()
+                ),
+            )),
+        }
+    }
+}
+
+fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let given = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let (kind, parameters) = match given.map(|given| given.split_once(';').unwrap_or((given, ""))) {
+        Some((kind, parameters)) => (kind.trim(), parameters),
+        None => ("", ""),
+    };
+    let utf8 = parameters
+        .split(';')
+        .all(|parameter| match parameter.split_once('=') {
+            Some((name, value)) if name.trim().eq_ignore_ascii_case("charset") => {
+                value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+            }
+            _ => true,
+        });
+    if kind.eq_ignore_ascii_case("application/json") && utf8 {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Code::UnsupportedMediaType,
+        "The body must be JSON in UTF-8; send the header `Content-Type: application/json`",
+    ))
+}
+
+/// Refuses before the first byte what says itself that it is too long.
+fn check_length(headers: &HeaderMap) -> Result<(), ApiError> {
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok());
+    match length.and_then(|length| length.parse::<u64>().ok()) {
+        Some(length) if length > BODY_BYTES_MAX as u64 => Err(too_large()),
+        _ => Ok(()),
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        Code::TooLarge,
+        format!("The body is longer than {BODY_BYTES_MAX} bytes"),
+    )
+}

@@ -1,0 +1,443 @@
+//! One method per operation: the only thing behind both doors, HTTP and MCP.
+//!
+//! An operation reads, asks the domain what follows, and records that. It starts nothing itself:
+//! the reconciler does, woken after each change.
+
+mod output;
+mod status_detail;
+mod types;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use baton_domain::dependencies::check_new;
+use baton_domain::session::Standing;
+use baton_domain::{
+    Attempt, Kind, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status, Version,
+};
+use tokio::sync::watch;
+
+pub use output::{OUTPUT_BYTES_MAX, SCANNED_BYTES_MAX};
+pub use types::{
+    Accepted, Admission, DependencyMode, Ids, NewOrchestration, NewSession, Once, Orchestrated,
+    OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor, RandomIds, Refusal,
+    SessionDetails, SessionOutput, Strategy,
+};
+
+use crate::store::{
+    Created, Idempotency, NewSessions, Orchestration, PAGE_SESSIONS_MAX, SessionPage, SessionQuery,
+    StoreError, StoredEvent,
+};
+
+/// How often a change is decided anew when another writer was faster.
+const DECISIONS_MAX: usize = 8;
+
+/// All operations. Clones are the same orchestrator.
+#[derive(Clone)]
+pub struct Orchestrator {
+    parts: Arc<OrchestratorParts>,
+}
+
+impl Orchestrator {
+    /// An orchestrator working with these parts.
+    #[must_use]
+    pub fn new(parts: OrchestratorParts) -> Self {
+        Self {
+            parts: Arc::new(parts),
+        }
+    }
+
+    /// Makes a session. It starts when asked to, or on its own where `auto_start` says so.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::Dependency`], [`OrchestratorError::Refused`], and from the store: the
+    /// id is taken, or the key was used for something else.
+    pub async fn create_session(
+        &self,
+        new: NewSession,
+        once: Option<Once<'_, SessionDetails>>,
+    ) -> Result<Accepted<SessionDetails>, OrchestratorError> {
+        let id = new.id.unwrap_or_else(|| self.parts.ids.session());
+        let session = self.new_session(id, new, None)?;
+        self.parts.admission.check()?;
+        let details = self.details(Arc::new(session.clone()));
+        let new = NewSessions {
+            orchestration: None,
+            sessions: vec![session],
+            idempotency: once.map(|once| idempotency(once, &details)),
+        };
+        Ok(match self.store_new(new).await? {
+            None => Accepted::Now(details),
+            Some(response) => Accepted::Before(response),
+        })
+    }
+
+    /// Makes an orchestration: for now of exactly one session, of the kind asked for, or one that
+    /// coordinates.
+    ///
+    /// # Errors
+    /// As [`Orchestrator::create_session`].
+    pub async fn orchestrate(
+        &self,
+        new: NewOrchestration,
+        once: Option<Once<'_, Orchestrated>>,
+    ) -> Result<Accepted<Orchestrated>, OrchestratorError> {
+        self.parts.admission.check()?;
+        let orchestration = Orchestration {
+            id: self.parts.ids.orchestration(),
+            repository: new.project.repository.clone(),
+            requirements: Arc::clone(&new.project.requirements),
+            created_at: self.parts.clock.now(),
+        };
+        let summary = orchestration_summary(&new);
+        let session = NewSession {
+            id: None,
+            kind: new.kind.unwrap_or(Kind::Coordination),
+            project: new.project,
+            dependencies: Vec::new(),
+            auto_start: new.auto_start,
+            timeout_s: new.strategy.and_then(|strategy| strategy.timeout_s),
+            project_settings: false,
+        };
+        let session =
+            self.new_session(self.parts.ids.session(), session, Some(orchestration.id))?;
+        let made = Orchestrated {
+            id: orchestration.id,
+            sessions: vec![self.details(Arc::new(session.clone()))],
+            summary,
+        };
+        let new = NewSessions {
+            orchestration: Some(orchestration),
+            sessions: vec![session],
+            idempotency: once.map(|once| idempotency(once, &made)),
+        };
+        Ok(match self.store_new(new).await? {
+            None => Accepted::Now(made),
+            Some(response) => Accepted::Before(response),
+        })
+    }
+
+    /// Asks for a session to run. It starts when its dependencies have completed and a slot is
+    /// free; asking again before that changes nothing.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::InvalidTransition`] for a session that runs or is over,
+    /// [`OrchestratorError::Blocked`], [`OrchestratorError::Refused`], not found.
+    pub async fn start_session(&self, id: SessionId) -> Result<SessionDetails, OrchestratorError> {
+        for _ in 0..DECISIONS_MAX {
+            let session = self.parts.store.session(id).await?;
+            let event = match (&session.state, self.lost_dependency(&session.dependencies)) {
+                (SessionState::Blocked { dependency }, _) => {
+                    return Err(self.blocked(id, *dependency));
+                }
+                (SessionState::Created | SessionState::Queued, Some(dependency)) => {
+                    SessionEvent::DependencyLost(dependency)
+                }
+                _ => SessionEvent::StartRequested,
+            };
+            let now = self.parts.clock.now();
+            let next = session
+                .state
+                .after(&event, now)
+                .map_err(|_| self.not_possible(&session, "started"))?;
+            if next == session.state {
+                return Ok(self.details(session));
+            }
+            if event == SessionEvent::StartRequested {
+                self.parts.admission.check()?;
+            }
+            match self.record(&session, &event, next).await? {
+                None => {}
+                Some(session) => {
+                    return match session.state {
+                        SessionState::Blocked { dependency } => Err(self.blocked(id, dependency)),
+                        _ => Ok(self.details(session)),
+                    };
+                }
+            }
+        }
+        Err(OrchestratorError::Contended(id))
+    }
+
+    /// Asks for a session to stop. One that runs saves its work first; one that was cancelled
+    /// before is answered as it stands.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::InvalidTransition`] for a session that ended otherwise; not found.
+    pub async fn cancel_session(&self, id: SessionId) -> Result<SessionDetails, OrchestratorError> {
+        for _ in 0..DECISIONS_MAX {
+            let session = self.parts.store.session(id).await?;
+            if session.state.status(false) == Status::Cancelled {
+                return Ok(self.details(session));
+            }
+            let event = SessionEvent::CancelRequested;
+            let next = session
+                .state
+                .after(&event, self.parts.clock.now())
+                .map_err(|_| self.not_possible(&session, "cancelled"))?;
+            if next == session.state {
+                return Ok(self.details(session));
+            }
+            if let Some(session) = self.record(&session, &event, next).await? {
+                return Ok(self.details(session));
+            }
+        }
+        Err(OrchestratorError::Contended(id))
+    }
+
+    /// One session.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn session(&self, id: SessionId) -> Result<SessionDetails, OrchestratorError> {
+        match self.parts.store.cached_session(id) {
+            Some(session) => Ok(self.details(session)),
+            None => Ok(self.details(self.parts.store.session(id).await?)),
+        }
+    }
+
+    /// Sessions in order of creation, with the cursor of the next page.
+    ///
+    /// # Errors
+    /// [`StoreError::InvalidCursor`].
+    pub async fn list_sessions(
+        &self,
+        query: &SessionQuery,
+    ) -> Result<(Vec<SessionDetails>, Option<String>), OrchestratorError> {
+        let SessionPage {
+            sessions,
+            next_cursor,
+        } = self.parts.store.page(query).await?;
+        let sessions = sessions.into_iter().map(|session| self.details(session));
+        Ok((sessions.collect(), next_cursor))
+    }
+
+    /// Counts changes: while it stays equal, so does what [`Orchestrator::list_sessions`] answers.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.parts.store.changes()
+    }
+
+    /// One orchestration with its sessions.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn orchestration(
+        &self,
+        id: OrchestrationId,
+    ) -> Result<OrchestrationDetails, OrchestratorError> {
+        let orchestration = self.parts.store.orchestration(id).await?;
+        let query = SessionQuery {
+            orchestration: Some(id),
+            limit: PAGE_SESSIONS_MAX,
+            ..SessionQuery::default()
+        };
+        let (sessions, _) = self.list_sessions(&query).await?;
+        Ok(OrchestrationDetails {
+            orchestration,
+            sessions,
+        })
+    }
+
+    /// Asks for all sessions of an orchestration to stop that are not over.
+    ///
+    /// # Errors
+    /// Not found. A session that ends by itself meanwhile is no error.
+    pub async fn cancel_orchestration(
+        &self,
+        id: OrchestrationId,
+    ) -> Result<OrchestrationDetails, OrchestratorError> {
+        for details in self.orchestration(id).await?.sessions {
+            let blocked = matches!(details.session.state, SessionState::Blocked { .. });
+            if details.session.state.is_over() && !blocked {
+                continue;
+            }
+            match self.cancel_session(details.session.id).await {
+                Ok(_) | Err(OrchestratorError::InvalidTransition { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.orchestration(id).await
+    }
+
+    /// The events of a session numbered after `after`; see [`crate::store::Store::events`].
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn events(
+        &self,
+        id: SessionId,
+        after: u64,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<StoredEvent>, OrchestratorError> {
+        Ok(self.parts.store.events(id, after, limit, bytes_max).await?)
+    }
+
+    /// Changes when a session has a new event.
+    #[must_use]
+    pub fn watch_events(&self, id: SessionId) -> watch::Receiver<u64> {
+        self.parts.store.watch_events(id)
+    }
+
+    /// What cannot be done at the moment; empty when all is well.
+    pub async fn degraded(&self) -> Vec<&'static str> {
+        let mut parts = Vec::new();
+        if self.parts.store.ping().await.is_err() {
+            parts.push("storage");
+        }
+        match self.parts.admission.check() {
+            Ok(()) => {}
+            Err(Refusal::RuntimeUnavailable) => parts.push("runtime"),
+            Err(Refusal::ImageMissing { .. }) => parts.push("image"),
+        }
+        parts
+    }
+
+    /// A session that can be stored, in the state it begins in.
+    fn new_session(
+        &self,
+        id: SessionId,
+        new: NewSession,
+        orchestration_id: Option<OrchestrationId>,
+    ) -> Result<Session, OrchestratorError> {
+        let mut seen = HashSet::new();
+        let distinct = new.dependencies.into_iter();
+        let graph = [(id, distinct.filter(|of| seen.insert(*of)).collect())];
+        check_new(&graph, |of| self.parts.store.standing(of).is_some())?;
+        let [(_, dependencies)] = graph;
+        let state = match self.lost_dependency(&dependencies) {
+            Some(dependency) => SessionState::Blocked { dependency },
+            None if new.auto_start => SessionState::Queued,
+            None => SessionState::Created,
+        };
+        Ok(Session {
+            id,
+            kind: new.kind,
+            state,
+            version: Version(0),
+            orchestration_id,
+            claude_session_id: self.parts.ids.claude_session(),
+            attempt: Attempt::FIRST,
+            project: new.project,
+            dependencies,
+            timeout_s: new.timeout_s,
+            project_settings: new.project_settings,
+            created_at: self.parts.clock.now(),
+            report: None,
+        })
+    }
+
+    /// What was answered before to the same request, if it was.
+    async fn store_new(&self, new: NewSessions) -> Result<Option<Vec<u8>>, OrchestratorError> {
+        match self.parts.store.create(new).await? {
+            Created::Before { response } => Ok(Some(response)),
+            Created::Now(_) => {
+                self.parts.wake.notify_one();
+                Ok(None)
+            }
+        }
+    }
+
+    /// The session as recorded; none when another writer was faster.
+    async fn record(
+        &self,
+        session: &Session,
+        event: &SessionEvent,
+        next: SessionState,
+    ) -> Result<Option<Arc<Session>>, OrchestratorError> {
+        let now = self.parts.clock.now();
+        match self
+            .parts
+            .store
+            .record(session, event, next, None, now)
+            .await
+        {
+            Ok(session) => {
+                self.parts.wake.notify_one();
+                Ok(Some(session))
+            }
+            Err(StoreError::Conflict { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn details(&self, session: Arc<Session>) -> SessionDetails {
+        let status = self.parts.store.status(&session);
+        let waiting_for = match status {
+            Status::Pending => self.waiting_for(&session),
+            _ => Vec::new(),
+        };
+        SessionDetails {
+            session,
+            status,
+            waiting_for,
+        }
+    }
+
+    fn waiting_for(&self, session: &Session) -> Vec<SessionId> {
+        let incomplete =
+            |of: &SessionId| self.parts.store.standing(*of) != Some(Standing::Completed);
+        session
+            .dependencies
+            .iter()
+            .copied()
+            .filter(incomplete)
+            .collect()
+    }
+
+    fn lost_dependency(&self, dependencies: &[SessionId]) -> Option<SessionId> {
+        let lost = |of: &SessionId| self.parts.store.standing(*of) == Some(Standing::Lost);
+        dependencies.iter().copied().find(lost)
+    }
+
+    fn blocked(&self, id: SessionId, dependency: SessionId) -> OrchestratorError {
+        let dependency_status = self.parts.store.cached_session(dependency);
+        OrchestratorError::Blocked {
+            id,
+            dependency,
+            dependency_status: dependency_status.map(|session| self.parts.store.status(&session)),
+        }
+    }
+
+    fn not_possible(&self, session: &Session, verb: &'static str) -> OrchestratorError {
+        OrchestratorError::InvalidTransition {
+            id: session.id,
+            verb,
+            status: self.parts.store.status(session),
+        }
+    }
+}
+
+fn idempotency<T>(once: Once<'_, T>, made: &T) -> Idempotency {
+    Idempotency {
+        key: once.key,
+        digest: once.digest,
+        response: (once.render)(made),
+    }
+}
+
+/// Says what was made, and which wishes had no effect.
+fn orchestration_summary(new: &NewOrchestration) -> String {
+    let repository = &new.project.repository;
+    let mut summary = match new.auto_start {
+        true => format!("Started 1 Claude session for {repository}"),
+        false => format!("Created 1 Claude session for {repository}, not started yet"),
+    };
+    let divides = new.strategy.as_ref().is_some_and(|strategy| {
+        strategy.dependency_mode.is_some()
+            || strategy.parallel_sessions.is_some()
+            || !strategy.phases.is_empty()
+    });
+    if new.kind.is_none() || divides {
+        summary.push_str(
+            ". This version does not divide requirements into several sessions yet: one session \
+             has all of them",
+        );
+    }
+    if divides {
+        summary
+            .push_str(", and strategy.dependencyMode, parallelSessions and phases have no effect");
+    }
+    summary
+}

@@ -1,0 +1,94 @@
+//! Why a session stands where it stands, in plain words, and what to do about it.
+
+use std::borrow::Cow;
+
+use baton_domain::session::SessionState;
+use baton_domain::{SessionId, Status};
+
+use super::{Orchestrator, SessionDetails};
+
+/// How many dependencies a text names.
+const NAMED_MAX: usize = 5;
+
+impl Orchestrator {
+    /// What keeps a session from getting on; none when it runs or has ended, where its outcome
+    /// says it all.
+    #[must_use]
+    pub fn status_detail(&self, details: &SessionDetails) -> Option<Cow<'static, str>> {
+        match &details.session.state {
+            SessionState::Created => Some(Cow::Borrowed(
+                "It was created and not started yet; start it with session.start.",
+            )),
+            SessionState::Starting { .. } => Some(match self.parts.admission.check() {
+                Err(refusal) => format!("Its container cannot start: {refusal}.").into(),
+                Ok(()) => Cow::Borrowed("Its container is starting."),
+            }),
+            SessionState::Queued if details.status == Status::Pending => {
+                Some(self.waits_for(&details.waiting_for).into())
+            }
+            SessionState::Queued => Some(match self.parts.admission.check() {
+                Err(refusal) => format!("It waits to be started: {refusal}.").into(),
+                Ok(()) => self.waits_for_slot().into(),
+            }),
+            SessionState::Blocked { dependency } => Some(self.is_blocked(*dependency).into()),
+            SessionState::Stopping { .. } => {
+                Some(Cow::Borrowed("It was told to stop and is saving its work."))
+            }
+            SessionState::Concluding { .. } => Some(Cow::Borrowed(
+                "Claude has ended; its work is being recorded and landed.",
+            )),
+            SessionState::Running { .. } | SessionState::Finished { .. } => None,
+        }
+    }
+
+    fn waits_for(&self, waiting_for: &[SessionId]) -> String {
+        let mut text = match waiting_for.len() {
+            1 => "It waits for its dependency ".to_owned(),
+            count => format!("It waits for {count} dependencies: "),
+        };
+        for (at, id) in waiting_for.iter().take(NAMED_MAX).enumerate() {
+            if at > 0 {
+                text.push_str(", ");
+            }
+            text.push_str(&self.described(*id));
+        }
+        if waiting_for.len() > NAMED_MAX {
+            text.push_str(", …");
+        }
+        text.push('.');
+        text
+    }
+
+    fn described(&self, id: SessionId) -> String {
+        match self.parts.store.cached_session(id) {
+            Some(session) if session.state == SessionState::Created => {
+                format!("{id} (not started yet; start it with session.start)")
+            }
+            Some(session) => {
+                let status = self.parts.store.status(&session);
+                format!("{id} ({})", status.name())
+            }
+            None => id.to_string(),
+        }
+    }
+
+    fn waits_for_slot(&self) -> String {
+        let active = self.parts.store.active();
+        let taken = active.iter().filter(|session| session.state.holds_slot());
+        let slots_max = self.parts.slots_max;
+        match taken.count() {
+            taken if taken >= slots_max => format!(
+                "It waits for a slot: {taken} of {slots_max} are taken. BATON_MAX_RUNNING sets \
+                 how many there are."
+            ),
+            taken => format!("It is about to start: {taken} of {slots_max} slots are taken."),
+        }
+    }
+
+    fn is_blocked(&self, dependency: SessionId) -> String {
+        format!(
+            "Its dependency {} will not complete. Create it again with dependencies that do.",
+            self.described(dependency)
+        )
+    }
+}

@@ -1,0 +1,263 @@
+//! What operations are asked with, what they answer, and why they may not be done.
+
+use std::sync::Arc;
+
+use baton_domain::dependencies::DependencyError;
+use baton_domain::{ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status};
+use serde::Serialize;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::store::{Orchestration, Store, StoreError};
+
+/// Makes names for new things. No name is ever given twice.
+pub trait Ids: Send + Sync {
+    /// For a session; later ones sort after earlier ones.
+    fn session(&self) -> SessionId;
+    /// For an orchestration; later ones sort after earlier ones.
+    fn orchestration(&self) -> OrchestrationId;
+    /// For Claude's conversation.
+    fn claude_session(&self) -> ClaudeSessionId;
+}
+
+/// Names from the machine's randomness: UUIDs of version 7, for Claude of version 4.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RandomIds;
+
+impl Ids for RandomIds {
+    fn session(&self) -> SessionId {
+        SessionId(Uuid::now_v7())
+    }
+
+    fn orchestration(&self) -> OrchestrationId {
+        OrchestrationId(Uuid::now_v7())
+    }
+
+    fn claude_session(&self) -> ClaudeSessionId {
+        ClaudeSessionId(Uuid::new_v4())
+    }
+}
+
+/// Says whether new work can be accepted.
+pub trait Admission: Send + Sync {
+    /// Answers at once, from what was last seen of the runtime.
+    ///
+    /// # Errors
+    /// [`Refusal`]: work accepted now could not be started.
+    fn check(&self) -> Result<(), Refusal>;
+}
+
+/// Why no new work can be accepted for now. What is accepted already stays, and is read as ever.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The container runtime does not answer.
+    #[error(
+        "the container runtime does not answer; check that Docker is running, or run `baton doctor`"
+    )]
+    RuntimeUnavailable,
+    /// The image sessions run in is not there.
+    #[error("the session image {image} is missing; run `baton image build`, or pull it")]
+    ImageMissing {
+        /// Its name.
+        image: String,
+    },
+}
+
+/// What an orchestrator works with.
+#[derive(Clone)]
+pub struct OrchestratorParts {
+    /// Where everything is kept.
+    pub store: Store,
+    /// Tells when things happened.
+    pub clock: Arc<dyn Clock>,
+    /// Names new things.
+    pub ids: Arc<dyn Ids>,
+    /// Told after every change that the reconciler should look at.
+    pub wake: Arc<Notify>,
+    /// Says whether new work can be accepted.
+    pub admission: Arc<dyn Admission>,
+    /// How many sessions may run at once; told to those who ask why theirs waits.
+    pub slots_max: usize,
+}
+
+/// A session to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NewSession {
+    /// The id the client wants; a new one when absent.
+    pub id: Option<SessionId>,
+    /// What it is for.
+    pub kind: Kind,
+    /// What it works on.
+    pub project: Project,
+    /// Sessions that must complete first; each counts once.
+    pub dependencies: Vec<SessionId>,
+    /// Whether it starts as soon as its dependencies allow, without being asked again.
+    pub auto_start: bool,
+    /// Seconds Claude may run; the configured default when absent.
+    pub timeout_s: Option<u64>,
+    /// Whether the project's own Claude settings are let in.
+    pub project_settings: bool,
+}
+
+/// An orchestration to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NewOrchestration {
+    /// What its one session is for; absent asks for a decomposition.
+    pub kind: Option<Kind>,
+    /// What it works on.
+    pub project: Project,
+    /// How it should be divided.
+    pub strategy: Option<Strategy>,
+    /// Whether its sessions start at once.
+    pub auto_start: bool,
+}
+
+/// How requirements should be divided into sessions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Strategy {
+    /// What waits for what.
+    pub dependency_mode: Option<DependencyMode>,
+    /// How many sessions of the orchestration may run at once.
+    pub parallel_sessions: Option<u64>,
+    /// Names of phases.
+    pub phases: Vec<String>,
+    /// Seconds each session may run.
+    pub timeout_s: Option<u64>,
+}
+
+/// What waits for what in an orchestration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyMode {
+    /// Independent sessions together.
+    Parallel,
+    /// One by one.
+    Sequential,
+    /// Analysis, then implementation together, then testing and review.
+    WaitForCore,
+}
+
+impl DependencyMode {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Parallel, Self::Sequential, Self::WaitForCore];
+
+    /// The word on the wire.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Parallel => "parallel",
+            Self::Sequential => "sequential",
+            Self::WaitForCore => "wait_for_core",
+        }
+    }
+}
+
+/// Makes a request answer once: repeated with the same key, it is answered what it was answered
+/// first, and nothing is made anew.
+pub struct Once<'a, T> {
+    /// The client's key.
+    pub key: String,
+    /// SHA-256 of what is asked for.
+    pub digest: [u8; 32],
+    /// The answer to keep.
+    pub render: &'a (dyn Fn(&T) -> Vec<u8> + Sync),
+}
+
+/// What became of a request that makes something.
+#[derive(Debug, Clone)]
+pub enum Accepted<T> {
+    /// It was done now.
+    Now(T),
+    /// The same request was answered this before.
+    Before(Vec<u8>),
+}
+
+/// A session and how it stands among the others.
+#[derive(Debug, Clone)]
+pub struct SessionDetails {
+    /// The session.
+    pub session: Arc<Session>,
+    /// The status people see.
+    pub status: Status,
+    /// The dependencies it waits for; empty unless it is pending.
+    pub waiting_for: Vec<SessionId>,
+}
+
+/// An orchestration with its sessions.
+#[derive(Debug, Clone)]
+pub struct OrchestrationDetails {
+    /// What was asked for.
+    pub orchestration: Orchestration,
+    /// In order of creation, 1,000 at most.
+    pub sessions: Vec<SessionDetails>,
+}
+
+/// What an `orchestrate` made.
+#[derive(Debug, Clone)]
+pub struct Orchestrated {
+    /// The orchestration's name.
+    pub id: OrchestrationId,
+    /// Its sessions.
+    pub sessions: Vec<SessionDetails>,
+    /// What happened, in a sentence or two.
+    pub summary: String,
+}
+
+/// A stretch of what a session put out.
+#[derive(Debug, Clone)]
+pub struct SessionOutput {
+    /// The session.
+    pub details: SessionDetails,
+    /// Lines for people; none means that there is no output at all.
+    pub logs: Option<Vec<String>>,
+    /// Where to read on, when there is more.
+    pub next_cursor: Option<OutputCursor>,
+}
+
+/// A place between two lines of a session's log: after `lines` lines of the event that follows
+/// event number `seq`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OutputCursor {
+    /// The last event read to its end.
+    pub seq: u64,
+    /// Lines already read of the one after it.
+    pub lines: usize,
+}
+
+/// Why an operation was not done. Nothing was changed then, but for a session found to be blocked.
+#[derive(Debug, thiserror::Error)]
+pub enum OrchestratorError {
+    /// Something is not there, taken, or the storage fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Dependencies that cannot be accepted.
+    #[error(transparent)]
+    Dependency(#[from] DependencyError),
+    /// The session's state forbids it.
+    #[error("session {id} cannot be {verb} in status: {}", status.name())]
+    InvalidTransition {
+        /// The session.
+        id: SessionId,
+        /// `started`, `cancelled`.
+        verb: &'static str,
+        /// How it stands.
+        status: Status,
+    },
+    /// The session cannot start, because a dependency will not complete.
+    #[error("session {id} is blocked by {dependency}")]
+    Blocked {
+        /// The session.
+        id: SessionId,
+        /// The dependency in its way.
+        dependency: SessionId,
+        /// How that one stands; none when nothing is known of it any more.
+        dependency_status: Option<Status>,
+    },
+    /// No new work for now.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Other writers were always faster.
+    #[error("session {0} was changed by others too often to be changed now")]
+    Contended(SessionId),
+}
