@@ -266,7 +266,9 @@ impl Seen {
     fn hear(&self) {
         let now = Instant::now();
         self.last_byte.set(now);
-        self.patience.borrow_mut().hear(now);
+        if self.patience.borrow_mut().hear(now) {
+            self.changed.notify_one();
+        }
     }
 
     fn result(&self, result: ClaudeResult) {

@@ -48,12 +48,13 @@ impl Patience {
     }
 
     /// Claude wrote something. After a result that means that it works on, so the grace begins
-    /// anew.
-    pub fn hear(&mut self, now: Instant) {
-        self.heard = true;
+    /// anew. Says whether it was the first time, after which another limit holds.
+    pub fn hear(&mut self, now: Instant) -> bool {
+        let is_first = !std::mem::replace(&mut self.heard, true);
         self.silence = Duration::ZERO;
         self.silent_since = self.silent_since.and(Some(now));
         self.result_at = self.result_at.and(Some(now));
+        is_first
     }
 
     /// Claude gave its result.
@@ -131,7 +132,9 @@ mod tests {
         let mut patience = Patience::new(TIMERS, zero);
         for &(ms, what) in script {
             match what {
-                "hear" => patience.hear(at(ms)),
+                "hear" => {
+                    patience.hear(at(ms));
+                }
                 "result" => patience.result(at(ms)),
                 "pause" => patience.pause(at(ms)),
                 "resume" => patience.resume(at(ms)),

@@ -478,7 +478,7 @@ mod tests {
         let mut first = spool(&dir);
         append(&mut first, 1);
         assert!(!first.has_ended());
-        let note = Note::Ended(Box::new(Ending::default()));
+        let note = Note::Ended(Box::default());
         first
             .append(0, Body::Note(note))
             .expect("the spool takes it");

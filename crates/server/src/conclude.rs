@@ -142,7 +142,7 @@ impl Concluder {
                 .await
             {
                 Ok(_) => result.branch = Some(target.to_string()),
-                Err(error @ RepoError::RemoteUnreachable { .. }) if !last_try => {
+                Err(error) if error.is_retryable() && !last_try => {
                     return Err(unreachable_remote(session, error));
                 }
                 Err(error) => {

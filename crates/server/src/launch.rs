@@ -128,7 +128,7 @@ impl Jobs {
         let mut pause = REMOTE_PAUSE;
         for _ in 1..REMOTE_TRIES_MAX {
             match self.repos.prepare_base(request).await {
-                Err(RepoError::RemoteUnreachable { .. }) => tokio::time::sleep(pause).await,
+                Err(error) if error.is_retryable() => tokio::time::sleep(pause).await,
                 Err(error) => return Err(JobError::Hopeless(outcome(&error))),
                 Ok(base) => return Ok(base),
             }

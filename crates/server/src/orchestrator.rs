@@ -24,6 +24,7 @@ pub use types::{
     SessionDetails, SessionOutput, Strategy,
 };
 
+use crate::failpoint;
 use crate::store::{
     Created, Idempotency, NewSessions, Orchestration, PAGE_SESSIONS_MAX, SessionPage, SessionQuery,
     StoreError, StoredEvent,
@@ -333,6 +334,7 @@ impl Orchestrator {
         match self.parts.store.create(new).await? {
             Created::Before { response } => Ok(Some(response)),
             Created::Now(_) => {
+                failpoint::reach("created");
                 self.parts.wake.notify_one();
                 Ok(None)
             }

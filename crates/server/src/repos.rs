@@ -11,7 +11,11 @@
 //! They keep everything reachable until [`Repos::remove_refs`].
 
 mod base;
+#[cfg(test)]
+mod credential_tests;
 mod error;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub(crate) mod git;
 mod landing;
 mod merge;

@@ -5,28 +5,69 @@
 //! asked for often (sessions, their order, which of them are over) is also in memory, and follows
 //! the database after each commit.
 
-mod interim;
+mod batch;
+mod directory;
+mod events;
+mod output;
+mod rows;
+mod segments;
+mod sqlite;
+mod sqlite_reads;
 mod types;
+mod watchers;
+mod writer;
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use baton_domain::session::{Report, Standing};
 use baton_domain::{
     Attempt, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status,
 };
 use jiff::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use batch::{Answer, Request, Transition};
+use directory::{Directory, Found};
+use events::Limits;
+use output::{Appender, blocking};
+use sqlite::Database;
+use sqlite_reads::Reads;
+use watchers::Watchers;
+use writer::{QUEUE_MAX, Writer};
 
 pub use types::{
     Cause, Created, EventBody, Idempotency, LINE_BYTES_MAX, NewSessions, Orchestration, OutputLine,
     PAGE_SESSIONS_MAX, SessionPage, SessionQuery, StoreError, StoreSettings, StoredEvent,
 };
 
-/// The store of one server. Clones are the same store.
+/// The lock's name in the data directory.
+const LOCK_NAME: &str = "lock";
+/// The folder of the segment files.
+const OUTPUT_NAME: &str = "output";
+/// What a cursor begins with.
+const CURSOR_MARK: &str = "c";
+/// How often a session is read again when it changes while it is being read.
+const READS_MAX: usize = 3;
+
+/// The store of one server. Clones are the same store; when the last is dropped, what was asked
+/// of it is still written.
 #[derive(Clone)]
 pub struct Store {
-    inner: Arc<interim::Interim>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    directory: Arc<Directory>,
+    watchers: Arc<Watchers>,
+    reads: Reads,
+    requests: mpsc::Sender<Request>,
+    appender: Arc<Appender>,
+    /// Appends hold it for reading: their files must not be written once the lock is gone.
+    open: Arc<RwLock<bool>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Store {
@@ -34,10 +75,51 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::InUse`] at once when another server has it; [`StoreError::Corrupt`] when the
-    /// database cannot be read, with nothing touched.
+    /// database cannot be read, with nothing touched; [`StoreError::Schema`] when a newer Baton
+    /// made it; [`StoreError::Unavailable`].
     pub async fn open(data_dir: &Path, settings: StoreSettings) -> Result<Self, StoreError> {
+        let lock = lock(data_dir)?;
+        let database = Database::open(data_dir).await?;
+        let reads = Reads::new(database.readers());
+        let directory = Arc::new(Directory::new());
+        let live = reads.live().await?;
+        directory.load(
+            reads.orchestration_ids().await?,
+            reads.entries().await?,
+            live.iter()
+                .map(|(_, session)| Arc::clone(session))
+                .collect(),
+        );
+        let (requests, received) = mpsc::channel(QUEUE_MAX);
+        let appender = Appender {
+            directory: Arc::clone(&directory),
+            reads: reads.clone(),
+            requests: requests.clone(),
+            output_dir: data_dir.join(OUTPUT_NAME),
+            bytes_max: settings.output_bytes_max,
+            remembered: Mutex::default(),
+        };
+        appender.cut_back(&live).await?;
+        let watchers = Arc::new(Watchers::default());
+        let writer = Writer {
+            database,
+            directory: Arc::clone(&directory),
+            watchers: Arc::clone(&watchers),
+            requests: received,
+            lock,
+            closing: false,
+        };
+        let inner = Inner {
+            directory,
+            watchers,
+            reads,
+            requests,
+            appender: Arc::new(appender),
+            open: Arc::new(RwLock::new(true)),
+            writer: Mutex::new(Some(tokio::spawn(writer.run()))),
+        };
         Ok(Self {
-            inner: Arc::new(interim::Interim::new(data_dir, settings)),
+            inner: Arc::new(inner),
         })
     }
 
@@ -48,7 +130,8 @@ impl Store {
     /// [`StoreError::OrchestrationNotFound`] for a session of an orchestration that is neither
     /// stored nor made with it, [`StoreError::IdempotencyMismatch`].
     pub async fn create(&self, new: NewSessions) -> Result<Created, StoreError> {
-        self.inner.create(new)
+        let new = Box::new(new);
+        self.ask(|answer| Request::Create { new, answer }).await
     }
 
     /// The session as it stands; from memory unless it was over long ago.
@@ -56,38 +139,51 @@ impl Store {
     /// # Errors
     /// [`StoreError::SessionNotFound`].
     pub async fn session(&self, id: SessionId) -> Result<Arc<Session>, StoreError> {
-        self.cached_session(id)
+        let mut read = None;
+        for _ in 0..READS_MAX {
+            if let Some(session) = self.cached_session(id) {
+                return Ok(session);
+            }
+            let entry = self.inner.directory.tables().find(id);
+            let entry = entry.ok_or(StoreError::SessionNotFound(id))?;
+            read = self.inner.load(&[entry.ordinal]).await?.pop();
+            let is_current = |session: &Arc<Session>| session.version == entry.version;
+            if read
+                .as_ref()
+                .is_some_and(|(_, session)| is_current(session))
+            {
+                break;
+            }
+        }
+        // Not current after all tries: it was when it was read.
+        read.map(|(_, session)| session)
             .ok_or(StoreError::SessionNotFound(id))
     }
 
     /// The session if it is in memory: always, unless it is over.
     #[must_use]
     pub fn cached_session(&self, id: SessionId) -> Option<Arc<Session>> {
-        self.inner.session(id)
+        self.inner.directory.session(id)
     }
 
     /// All sessions that are not over, oldest first.
     #[must_use]
     pub fn active(&self) -> Vec<Arc<Session>> {
-        self.inner.active()
+        self.inner.directory.active()
     }
 
     /// What dependents may make of a session; none when there never was one of that id.
     #[must_use]
     pub fn standing(&self, id: SessionId) -> Option<Standing> {
-        self.cached_session(id)
-            .map(|session| session.state.standing())
+        let entry = self.inner.directory.tables().find(id);
+        entry.map(|entry| entry.standing())
     }
 
-    /// The status people see; a dependency that is not completed, lost or unknown keeps a session
-    /// `pending`.
+    /// The status people see. A queued session is `pending` while any dependency is not
+    /// completed, an unknown one included.
     #[must_use]
     pub fn status(&self, session: &Session) -> Status {
-        let waits = session
-            .dependencies
-            .iter()
-            .any(|id| self.standing(*id) != Some(Standing::Completed));
-        session.state.status(waits)
+        self.inner.directory.tables().status(session)
     }
 
     /// Records `next` and, if there is one, `report`, unless the session was changed since it was
@@ -103,15 +199,42 @@ impl Store {
         report: Option<Report>,
         now: Timestamp,
     ) -> Result<Arc<Session>, StoreError> {
-        self.inner.record(session, event, next, report, now)
+        let change = Box::new(Transition {
+            session: session.clone(),
+            event: event.clone(),
+            next,
+            report,
+            at: now,
+        });
+        self.ask(|answer| Request::Record { change, answer }).await
     }
 
-    /// Sessions in order of creation. Sessions made meanwhile come on later pages.
+    /// Sessions in order of creation. Sessions made meanwhile come on later pages. Where all are
+    /// in memory, nothing is read.
     ///
     /// # Errors
     /// [`StoreError::InvalidCursor`].
     pub async fn page(&self, query: &SessionQuery) -> Result<SessionPage, StoreError> {
-        self.inner.page(query, |session| self.status(session))
+        let after = query.cursor.as_deref().map_or(Ok(0), ordinal_of)?;
+        let limit = query.limit.clamp(1, PAGE_SESSIONS_MAX);
+        let listing = self.inner.directory.list(query, after, limit);
+        let absent = listing.found.iter().filter_map(|found| match found {
+            Found::Here(_) => None,
+            Found::Row(ordinal) => Some(*ordinal),
+        });
+        let absent: Vec<u64> = absent.collect();
+        // Both in the order of rows.
+        let mut loaded = self.inner.load(&absent).await?.into_iter().peekable();
+        let sessions = listing.found.into_iter().filter_map(|found| match found {
+            Found::Here(session) => Some(session),
+            Found::Row(row) => loaded
+                .next_if(|(ordinal, _)| *ordinal == row)
+                .map(|(_, session)| session),
+        });
+        Ok(SessionPage {
+            sessions: sessions.collect(),
+            next_cursor: listing.more_after.map(cursor_of),
+        })
     }
 
     /// One orchestration.
@@ -119,13 +242,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::OrchestrationNotFound`].
     pub async fn orchestration(&self, id: OrchestrationId) -> Result<Orchestration, StoreError> {
-        self.inner.orchestration(id)
+        self.inner.reads.orchestration(id).await
     }
 
     /// Counts the committed changes of all sessions; equal numbers mean an unchanged list.
     #[must_use]
     pub fn changes(&self) -> u64 {
-        self.inner.changes()
+        self.inner.directory.changes()
     }
 
     /// How far the agent of that attempt is stored for good; 0 before its first frame.
@@ -133,11 +256,14 @@ impl Store {
     /// # Errors
     /// [`StoreError::SessionNotFound`].
     pub async fn acked(&self, id: SessionId, attempt: Attempt) -> Result<u64, StoreError> {
-        self.inner.acked(id, attempt)
+        let ordinal = self.inner.ordinal(id)?;
+        self.inner.reads.position(ordinal, attempt).await
     }
 
     /// Appends lines and moves the agent's position to `position`, in one step; without lines it
     /// just moves. A position that is not beyond the stored one is a repeat: nothing happens.
+    ///
+    /// Goes on to its end even if the caller stops waiting. Best given about 1 MiB at a time.
     ///
     /// # Errors
     /// [`StoreError::SessionNotFound`], [`StoreError::LineTooLong`].
@@ -148,7 +274,21 @@ impl Store {
         position: u64,
         lines: &[OutputLine],
     ) -> Result<(), StoreError> {
-        self.inner.append_output(id, attempt, position, lines)
+        let open = Arc::clone(&self.inner.open).read_owned().await;
+        if !*open {
+            return Err(StoreError::closed());
+        }
+        let appender = Arc::clone(&self.inner.appender);
+        let lines = lines.to_vec();
+        let append = tokio::spawn(async move {
+            let outcome = appender.append(id, attempt, position, lines).await;
+            drop(open);
+            outcome
+        });
+        append.await.map_err(|source| StoreError::Unavailable {
+            what: "append output",
+            source: Some(Arc::new(source)),
+        })?
     }
 
     /// Adds an event that the server itself has to tell, as having happened at `now`.
@@ -161,7 +301,13 @@ impl Store {
         text: &str,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.inner.append_note(id, text, now)
+        self.ask(|answer| Request::Note {
+            id,
+            text: text.to_owned(),
+            at: now,
+            answer,
+        })
+        .await
     }
 
     /// The events numbered after `after`: at most `limit`, and no more than fit in about
@@ -176,14 +322,29 @@ impl Store {
         limit: usize,
         bytes_max: usize,
     ) -> Result<Vec<StoredEvent>, StoreError> {
-        self.inner.events(id, after, limit, bytes_max)
+        let ordinal = self.inner.ordinal(id)?;
+        let limits = Limits {
+            events: limit.max(1),
+            bytes: bytes_max,
+        };
+        let stretches = self
+            .inner
+            .reads
+            .stretches(ordinal, after, limits.events)
+            .await?;
+        let session_dir = segments::session_dir(&self.inner.appender.output_dir, id);
+        blocking(move || events::collect(&session_dir, stretches, after, limits)).await?
     }
 
     /// The number of a session's newest event; changes wake the receiver. 0 for an unknown
     /// session.
     #[must_use]
     pub fn watch_events(&self, id: SessionId) -> watch::Receiver<u64> {
-        self.inner.watch_events(id)
+        let directory = &self.inner.directory;
+        self.inner.watchers.subscribe(id, || {
+            let entry = directory.tables().find(id);
+            entry.map_or(0, |entry| entry.last_seq)
+        })
     }
 
     /// Whether the database answers.
@@ -191,10 +352,99 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub async fn ping(&self) -> Result<(), StoreError> {
-        Ok(())
+        if self.inner.requests.is_closed() {
+            return Err(StoreError::closed());
+        }
+        self.inner.reads.ping().await
     }
 
-    /// Writes out what is queued, and lets go of the files. Other clones get
-    /// [`StoreError::Unavailable`] from here on.
-    pub async fn close(self) {}
+    /// Writes out what was asked for before, and lets go of the files and the lock. Other clones
+    /// get [`StoreError::Unavailable`] from here on, but for what is in memory.
+    pub async fn close(self) {
+        *self.inner.open.write().await = false;
+        let writer = self
+            .inner
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // An error says that it is closed already.
+        drop(self.inner.requests.send(Request::Close).await);
+        if let Some(writer) = writer
+            && let Err(error) = writer.await
+        {
+            tracing::error!(%error, "the store's writer did not end in order");
+        }
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.inner.requests.send(request(answer)).await;
+        sent.map_err(|_| StoreError::closed())?;
+        answered.await.map_err(|_| StoreError::closed())?
+    }
+}
+
+impl Inner {
+    fn ordinal(&self, id: SessionId) -> Result<u64, StoreError> {
+        let entry = self.directory.tables().find(id);
+        entry
+            .map(|entry| entry.ordinal)
+            .ok_or(StoreError::SessionNotFound(id))
+    }
+
+    /// The sessions of these rows, in the order of rows; they stay in memory for a while.
+    async fn load(&self, ordinals: &[u64]) -> Result<Vec<(u64, Arc<Session>)>, StoreError> {
+        if ordinals.is_empty() {
+            return Ok(Vec::new());
+        }
+        let loaded = self.reads.sessions(ordinals).await?;
+        for (_, session) in &loaded {
+            self.directory.keep(session);
+        }
+        Ok(loaded)
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+/// Takes the data directory for this process. The kernel lets go of it when the process ends,
+/// however it ends.
+fn lock(data_dir: &Path) -> Result<File, StoreError> {
+    let path = data_dir.join(LOCK_NAME);
+    let open = || {
+        std::fs::create_dir_all(data_dir)?;
+        File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+    };
+    let file = open().map_err(StoreError::io("open the data directory"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path }),
+        Err(TryLockError::Error(error)) => Err(StoreError::io("lock the data directory")(error)),
+    }
+}
+
+fn cursor_of(ordinal: u64) -> String {
+    format!("{CURSOR_MARK}{ordinal:x}")
+}
+
+fn ordinal_of(cursor: &str) -> Result<u64, StoreError> {
+    let digits = cursor
+        .strip_prefix(CURSOR_MARK)
+        .ok_or(StoreError::InvalidCursor)?;
+    let ordinal = u64::from_str_radix(digits, 16).map_err(|_| StoreError::InvalidCursor)?;
+    // One spelling for each.
+    if cursor_of(ordinal) == cursor {
+        Ok(ordinal)
+    } else {
+        Err(StoreError::InvalidCursor)
+    }
 }

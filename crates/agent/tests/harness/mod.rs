@@ -96,7 +96,7 @@ impl Sandbox {
             .arg("--home-dir")
             .arg(self.path("home"))
             .args(["--port", &port.to_string()])
-            .stderr(Stdio::null())
+            .stderr(Stdio::inherit())
             .kill_on_drop(true)
             .spawn()
             .expect("the agent starts");

@@ -3,7 +3,7 @@
 //! `git http-backend` does the work, as a CGI program. What a sandbox may see and write is
 //! enforced by git itself, by the references hidden from it: it sees the remote's branches and
 //! tags, its own base and its own result, and writes its own result only. Other sessions' work
-//! stays out of its reach.
+//! stays out of its reach. One rule is ours: a result may be replaced, not deleted.
 
 use std::io;
 use std::path::PathBuf;
@@ -35,6 +35,9 @@ const OPEN_MAX: usize = 4;
 /// The longest line and the most lines of a CGI header.
 const HEADER_LINE_BYTES_MAX: u64 = 8 << 10;
 const HEADER_LINES_MAX: usize = 32;
+
+/// The most bytes of a push that name references, before its pack; one name is ever allowed.
+const COMMANDS_BYTES_MAX: usize = 64 << 10;
 
 /// The block in which packs are passed on.
 const BLOCK_BYTES: usize = 64 << 10;
@@ -95,6 +98,13 @@ pub async fn serve(export: &GitExport, request: Request) -> Response {
     if service == Service::Receive && is_advertisement {
         start_push_ref_at_base(export).await;
     }
+    let request = match service {
+        Service::Receive if !is_advertisement => match without_deletions(request).await {
+            Ok(request) => request,
+            Err(text) => return refusal(StatusCode::FORBIDDEN, text),
+        },
+        _ => request,
+    };
     match answer(export, service, request, permit).await {
         Ok(response) => response,
         Err(error) => {
@@ -131,6 +141,63 @@ async fn start_push_ref_at_base(export: &GitExport) {
         .await;
     if let Err(error) = created {
         tracing::warn!(%push_ref, %error, "a push will send more than it needs to");
+    }
+}
+
+/// Reads the beginning of a push, which names what it changes, and gives the request back whole.
+///
+/// Git can be told to refuse deletions of branches, but not of other references.
+async fn without_deletions(request: Request) -> Result<Request, &'static str> {
+    if request.headers().contains_key(header::CONTENT_ENCODING) {
+        return Err("a push may not be compressed as a whole");
+    }
+    let (head, body) = request.into_parts();
+    let mut blocks = body.into_data_stream();
+    let mut beginning = Vec::new();
+    while let Commands::Unfinished = commands(&beginning)? {
+        if beginning.len() > COMMANDS_BYTES_MAX {
+            return Err("a push may not name so many references");
+        }
+        match blocks.next().await {
+            Some(Ok(block)) => beginning.extend_from_slice(&block),
+            // Git will say what is missing.
+            _ => break,
+        }
+    }
+    let beginning = futures::stream::iter([Ok(Bytes::from(beginning))]);
+    let body = Body::from_stream(beginning.chain(blocks));
+    Ok(Request::from_parts(head, body))
+}
+
+enum Commands {
+    Unfinished,
+    Finished,
+}
+
+/// Looks for deletions in `<old id> <new id> <reference>` lines, each with its length in front,
+/// up to the empty one that ends them.
+fn commands(mut bytes: &[u8]) -> Result<Commands, &'static str> {
+    loop {
+        let Some((length, rest)) = bytes.split_at_checked(4) else {
+            return Ok(Commands::Unfinished);
+        };
+        let length = std::str::from_utf8(length)
+            .ok()
+            .and_then(|hex| usize::from_str_radix(hex, 16).ok());
+        let line_bytes = match length {
+            Some(0) => return Ok(Commands::Finished),
+            Some(length @ 4..) => length - 4,
+            _ => return Err("this is not a push"),
+        };
+        let Some((line, rest)) = rest.split_at_checked(line_bytes) else {
+            return Ok(Commands::Unfinished);
+        };
+        let new = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+        let is_shallow = line.starts_with(b"shallow ");
+        if !is_shallow && !new.is_empty() && new.iter().all(|digit| *digit == b'0') {
+            return Err("a result may be replaced, not deleted");
+        }
+        bytes = rest;
     }
 }
 
@@ -211,7 +278,6 @@ fn backend(export: &GitExport, service: Service) -> GitCall {
                 .config("http.uploadpack", "false")
                 .config("http.receivepack", "true")
                 .config("receive.hideRefs", "refs/")
-                .config("receive.denyDeletes", "true")
                 .config("receive.fsckObjects", "true")
                 .config("receive.maxInputSize", PUSH_BYTES_MAX)
                 // Large files go to disk as they come, rather than through memory.

@@ -2,7 +2,7 @@
 
 use baton_domain::{Attempt, Branch, Repository, SessionId};
 
-use super::mirror::REMOTE_HEAD;
+use super::mirror::{REMOTE_HEAD, is_id};
 use super::{RepoError, Repos, base_ref};
 
 /// When work in an empty repository began. Fixed, so that all its sessions share one first
@@ -66,18 +66,33 @@ impl Repos {
             self.base_from_dependencies(request.repository, request.dependencies)
                 .await?
         };
+        if let Err(error) = self.record_base(&request, &fetch_ref, &commit).await {
+            // Somebody asked for the same base at the same time and was first.
+            if let Some(commit) = self.read_ref(request.repository, &fetch_ref)? {
+                return Ok(Base { commit, fetch_ref });
+            }
+            if request.dependencies.is_empty() {
+                return Err(error);
+            }
+            // Git records no commit that it does not have; asking beforehand takes a process.
+            self.ensure_commit(request.repository, &commit).await?;
+            self.record_base(&request, &fetch_ref, &commit).await?;
+        }
+        Ok(Base { commit, fetch_ref })
+    }
+
+    async fn record_base(
+        &self,
+        request: &BaseRequest<'_>,
+        fetch_ref: &str,
+        commit: &str,
+    ) -> Result<(), RepoError> {
         let write = self
             .call(request.repository, ["update-ref", "--stdin"])
             .stdin(format!("create {fetch_ref} {commit}\n"));
-        let written = self.local(request.repository, "record a base", write).await;
-        if let Err(error) = written {
-            // Somebody asked for the same base at the same time and was first.
-            return match self.read_ref(request.repository, &fetch_ref)? {
-                Some(commit) => Ok(Base { commit, fetch_ref }),
-                None => Err(error),
-            };
-        }
-        Ok(Base { commit, fetch_ref })
+        self.local(request.repository, "record a base", write)
+            .await?;
+        Ok(())
     }
 
     /// What an attempt started from.
@@ -143,6 +158,12 @@ impl Repos {
         dependencies: &[DependencyCommit],
     ) -> Result<String, RepoError> {
         self.ensure_mirror(repository).await?;
+        if let Some(odd) = dependencies.iter().find(|one| !is_id(&one.commit)) {
+            return Err(RepoError::CommitNotFound {
+                repository: repository.clone(),
+                commit: odd.commit.clone(),
+            });
+        }
         // In one order, whatever order the client named them in: dependents of the same sessions
         // then start from the same commit and merge with each other without detours.
         let mut dependencies = dependencies.to_vec();
@@ -175,8 +196,7 @@ impl Repos {
                 tips.push(dependency.clone());
             }
         }
-        if let [only] = tips.as_slice() {
-            self.ensure_commit(repository, &only.commit).await?;
+        if tips.len() == 1 {
             return Ok(tips);
         }
         let ask = || {
@@ -204,9 +224,6 @@ impl Repos {
             repository: repository.clone(),
             commit: commit.to_owned(),
         };
-        if !super::mirror::is_id(commit) {
-            return Err(missing());
-        }
         let object = format!("{commit}^{{commit}}");
         let look = || self.call(repository, ["cat-file", "-e", &object]);
         let step = "look for a commit";

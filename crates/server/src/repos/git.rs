@@ -167,6 +167,13 @@ impl GitCall {
         self
     }
 
+    /// The arguments as `ps` would show them, and the configuration.
+    #[cfg(test)]
+    pub(crate) fn shown(&self) -> (String, &[(String, String)]) {
+        let arguments = self.command.as_std().get_args();
+        (format!("{:?}", arguments.collect::<Vec<_>>()), &self.config)
+    }
+
     /// Starts it with stdin closed unless `stdin_open`; both outputs are pipes.
     pub(crate) fn spawn(&mut self, stdin_open: bool) -> Result<GitProcess, GitCallError> {
         self.command

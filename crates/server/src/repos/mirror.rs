@@ -31,7 +31,7 @@ pub(super) struct MirrorState {
     /// Left-overs of an earlier process were cleared.
     cleared: AtomicBool,
     /// Fetches begun so far.
-    fetches_begun: AtomicU64,
+    pub(super) fetches_begun: AtomicU64,
     /// Held while fetching; the newest finished fetch: its number and how it went.
     fetch: tokio::sync::Mutex<Option<(u64, Result<(), RepoError>)>>,
     branches: Mutex<HashMap<Branch, Arc<tokio::sync::Mutex<()>>>>,

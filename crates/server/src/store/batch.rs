@@ -1,0 +1,516 @@
+//! What the writer is asked for, and many such requests turned into the rows of one transaction.
+//!
+//! Each request is checked against the directory, which holds what was committed last. So that
+//! this is the truth, a batch takes at most one request for any one session, key or
+//! orchestration; the next one waits for the next batch.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use baton_domain::session::Report;
+use baton_domain::{Attempt, OrchestrationId, Session, SessionEvent, SessionId, SessionState};
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use super::directory::{Change, Entry, Place, Tables};
+use super::rows::{
+    Brief, BriefRow, CounterRow, DerivedEvent, EventRow, FirstSeq, KeyRow, MoveRow, Of,
+    OrchestrationBody, OrchestrationRow, PositionRow, Range, Rows, SessionRow, StateRow,
+    Truncation, hex,
+};
+use super::types::{Created, Idempotency, NewSessions, StoreError};
+
+/// Ranges grow up to so many bytes, so that reading from the middle of one skips little. An
+/// append that is larger gets ranges as large as itself.
+const RANGE_BYTES_MAX: u64 = 256 * 1024;
+
+pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// One thing to be written.
+pub(super) enum Request {
+    Create {
+        new: Box<NewSessions>,
+        answer: Answer<Created>,
+    },
+    Record {
+        change: Box<Transition>,
+        answer: Answer<Arc<Session>>,
+    },
+    Note {
+        id: SessionId,
+        text: String,
+        at: Timestamp,
+        answer: Answer<()>,
+    },
+    Output {
+        append: Box<Append>,
+        answer: Answer<Option<Range>>,
+    },
+    /// Write what was asked for before, then stop.
+    Close,
+}
+
+pub(super) struct Transition {
+    /// As it was read.
+    pub(super) session: Session,
+    pub(super) event: SessionEvent,
+    pub(super) next: SessionState,
+    pub(super) report: Option<Report>,
+    pub(super) at: Timestamp,
+}
+
+/// Output whose bytes are in their files already.
+pub(super) struct Append {
+    pub(super) id: SessionId,
+    pub(super) attempt: Attempt,
+    pub(super) position: u64,
+    /// What was written where; the numbers are given here.
+    pub(super) pieces: Vec<Piece>,
+    /// The session's newest range, which may be made longer.
+    pub(super) newest: Option<Range>,
+    /// Ranges to be forgotten, and what stands for them.
+    pub(super) dropped: Vec<Range>,
+    pub(super) truncations: Vec<Truncation>,
+}
+
+/// Lines that were written in one piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) segment: u32,
+    pub(super) offset: u64,
+    pub(super) lines: u64,
+    pub(super) bytes: u64,
+    pub(super) text_bytes: u64,
+}
+
+/// What two requests of one batch must not both write.
+#[derive(PartialEq, Eq, Hash)]
+enum Claim {
+    Session(SessionId),
+    Orchestration(OrchestrationId),
+    Key(String),
+}
+
+/// The stored digest and response of an idempotency key.
+pub(super) type KnownKeys = HashMap<String, ([u8; 32], Vec<u8>)>;
+
+type Reply = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// One transaction, and what to do after it.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) rows: Rows,
+    pub(super) changes: Vec<Change>,
+    /// Sessions with new events, and the newest number of each.
+    pub(super) news: Vec<(SessionId, u64)>,
+    pub(super) replies: Vec<Reply>,
+    claims: HashSet<Claim>,
+    sessions_new: u64,
+}
+
+impl Request {
+    /// The hash of its idempotency key.
+    pub(super) fn key_hash(&self) -> Option<String> {
+        match self {
+            Self::Create { new, .. } => new.idempotency.as_ref().map(key_hash),
+            _ => None,
+        }
+    }
+
+    fn claims(&self) -> Vec<Claim> {
+        match self {
+            Self::Create { new, .. } => {
+                let sessions = new
+                    .sessions
+                    .iter()
+                    .map(|session| Claim::Session(session.id));
+                let orchestration = new.orchestration.iter().map(|o| Claim::Orchestration(o.id));
+                let key = self.key_hash().map(Claim::Key);
+                sessions.chain(orchestration).chain(key).collect()
+            }
+            Self::Record { change, .. } => vec![Claim::Session(change.session.id)],
+            Self::Note { id, .. } => vec![Claim::Session(*id)],
+            Self::Output { append, .. } => vec![Claim::Session(append.id)],
+            Self::Close => Vec::new(),
+        }
+    }
+
+    /// Orchestrations that must be there before.
+    fn orchestrations_needed(&self) -> impl Iterator<Item = OrchestrationId> {
+        let new = match self {
+            Self::Create { new, .. } => Some(new),
+            _ => None,
+        };
+        new.into_iter().flat_map(|new| {
+            let own = new
+                .orchestration
+                .as_ref()
+                .map(|orchestration| orchestration.id);
+            let named = new
+                .sessions
+                .iter()
+                .filter_map(|session| session.orchestration_id);
+            named.filter(move |id| Some(*id) != own)
+        })
+    }
+
+    /// Tells the asker that it cannot be done.
+    pub(super) fn refuse(self, error: StoreError) {
+        // Who does not wait any more needs no answer.
+        match self {
+            Self::Create { answer, .. } => drop(answer.send(Err(error))),
+            Self::Record { answer, .. } => drop(answer.send(Err(error))),
+            Self::Note { answer, .. } => drop(answer.send(Err(error))),
+            Self::Output { answer, .. } => drop(answer.send(Err(error))),
+            Self::Close => {}
+        }
+    }
+}
+
+impl Batch {
+    /// Takes a request up, or gives it back for the next batch. One that is refused is answered
+    /// at once: the refusal rests on what is committed.
+    ///
+    /// # Errors
+    /// What JSON cannot express; nothing of this batch may be written then.
+    pub(super) fn take(
+        &mut self,
+        request: Request,
+        tables: &Tables,
+        known: &KnownKeys,
+    ) -> Result<Option<Request>, serde_json::Error> {
+        let claims = request.claims();
+        let clashes = claims.iter().any(|claim| self.claims.contains(claim))
+            || request
+                .orchestrations_needed()
+                .any(|id| self.claims.contains(&Claim::Orchestration(id)));
+        // The claims of one that waits count too: those after it must not overtake it.
+        self.claims.extend(claims);
+        if clashes {
+            return Ok(Some(request));
+        }
+        match request {
+            Request::Create { new, answer } => match checked(&new, tables, known) {
+                Ok(None) => self.create(*new, tables, answer)?,
+                Ok(Some(before)) => drop(answer.send(Ok(before))),
+                Err(refusal) => drop(answer.send(Err(refusal))),
+            },
+            Request::Record { change, answer } => {
+                let id = change.session.id;
+                let read_at = change.session.version;
+                match tables.place(id) {
+                    None => drop(answer.send(Err(StoreError::SessionNotFound(id)))),
+                    Some(place) if tables.entry(place).version != read_at => {
+                        drop(answer.send(Err(StoreError::Conflict { id, read_at })));
+                    }
+                    Some(place) => self.record(*change, place, tables, answer)?,
+                }
+            }
+            Request::Note {
+                id,
+                text,
+                at,
+                answer,
+            } => match tables.place(id) {
+                None => drop(answer.send(Err(StoreError::SessionNotFound(id)))),
+                Some(place) => {
+                    let entry = tables.entry(place);
+                    let seq = entry.last_seq + 1;
+                    self.event(entry.ordinal, seq, at, &DerivedEvent::Note(text))?;
+                    self.count(place, &entry, seq)?;
+                    self.reply(answer, ());
+                }
+            },
+            Request::Output { append, answer } => match tables.place(append.id) {
+                None => drop(answer.send(Err(StoreError::SessionNotFound(append.id)))),
+                Some(place) => {
+                    let newest = self.output(&append, place, &tables.entry(place))?;
+                    self.reply(answer, newest);
+                }
+            },
+            // The writer keeps these to itself.
+            Request::Close => {}
+        }
+        Ok(None)
+    }
+
+    fn create(
+        &mut self,
+        new: NewSessions,
+        tables: &Tables,
+        answer: Answer<Created>,
+    ) -> Result<(), serde_json::Error> {
+        if let Some(orchestration) = new.orchestration {
+            self.rows.orchestrations.push(&OrchestrationRow {
+                id: orchestration.id,
+                created_at: orchestration.created_at,
+                body: &OrchestrationBody {
+                    repository: orchestration.repository,
+                    requirements: orchestration.requirements,
+                },
+            })?;
+            self.changes.push(Change::Orchestration(orchestration.id));
+        }
+        if let Some(key) = new.idempotency {
+            self.rows.keys.push(&KeyRow {
+                key_sha256: key_hash(&key),
+                digest: hex(&key.digest),
+                response: hex(&key.response),
+            })?;
+        }
+        let mut made = Vec::with_capacity(new.sessions.len());
+        for session in new.sessions {
+            self.sessions_new += 1;
+            let ordinal = tables.ordinal_max() + self.sessions_new;
+            let session = Arc::new(session);
+            self.insert(ordinal, &session)?;
+            self.changes.push(Change::New {
+                ordinal,
+                last_seq: 1,
+                session: Arc::clone(&session),
+            });
+            self.news.push((session.id, 1));
+            made.push(session);
+        }
+        self.reply(answer, Created::Now(made));
+        Ok(())
+    }
+
+    fn insert(&mut self, ordinal: u64, session: &Session) -> Result<(), serde_json::Error> {
+        self.rows.sessions.push(&SessionRow {
+            ordinal,
+            id: session.id,
+            orchestration_id: session.orchestration_id,
+            state: session.state.name(),
+            version: session.version.0,
+            attempt: session.attempt,
+            last_seq: 1,
+        })?;
+        self.rows.briefs.push(&BriefRow {
+            ordinal,
+            body: &Brief {
+                kind: session.kind,
+                claude_session_id: session.claude_session_id,
+                project: session.project.clone(),
+                dependencies: session.dependencies.clone(),
+                timeout_s: session.timeout_s,
+                project_settings: session.project_settings,
+                created_at: session.created_at,
+            },
+        })?;
+        self.rows.states.push(&StateRow {
+            ordinal,
+            state: &session.state,
+            report: session.report.as_ref(),
+        })?;
+        self.event(ordinal, 1, session.created_at, &DerivedEvent::Created)
+    }
+
+    fn record(
+        &mut self,
+        change: Transition,
+        place: Place,
+        tables: &Tables,
+        answer: Answer<Arc<Session>>,
+    ) -> Result<(), serde_json::Error> {
+        let entry = tables.entry(place);
+        let last_seq = entry.last_seq + 1;
+        // The caller's copy is the row it read, since the versions are equal; but the directory's
+        // is surely so.
+        let read = tables.live(place).map_or(&change.session, Arc::as_ref);
+        let next = Arc::new(Session {
+            version: read.version.next(),
+            attempt: attempt_of(&change.next).unwrap_or(read.attempt),
+            state: change.next,
+            report: change.report.or_else(|| read.report.clone()),
+            ..read.clone()
+        });
+        self.rows.moves.push(&MoveRow {
+            ordinal: entry.ordinal,
+            read_at: entry.version.0,
+            version: next.version.0,
+            state: next.state.name(),
+            attempt: next.attempt,
+            last_seq,
+        })?;
+        self.rows.states.push(&StateRow {
+            ordinal: entry.ordinal,
+            state: &next.state,
+            report: next.report.as_ref(),
+        })?;
+        let event = DerivedEvent::Session {
+            event: change.event,
+            state: next.state.name().to_owned(),
+        };
+        self.event(entry.ordinal, last_seq, change.at, &event)?;
+        self.changes.push(Change::Moved {
+            place,
+            last_seq,
+            session: Arc::clone(&next),
+        });
+        self.news.push((next.id, last_seq));
+        self.reply(answer, next);
+        Ok(())
+    }
+
+    /// Numbers the lines; gives back the session's newest range.
+    fn output(
+        &mut self,
+        append: &Append,
+        place: Place,
+        entry: &Entry,
+    ) -> Result<Option<Range>, serde_json::Error> {
+        let ordinal = entry.ordinal;
+        for range in &append.dropped {
+            let first_seq = range.first_seq;
+            self.rows.dropped_ranges.push(&Of {
+                ordinal,
+                row: FirstSeq { first_seq },
+            })?;
+        }
+        for truncation in &append.truncations {
+            self.rows.truncations.push(&Of {
+                ordinal,
+                row: truncation,
+            })?;
+        }
+        let mut newest = append.newest;
+        let mut last_seq = entry.last_seq;
+        for piece in &append.pieces {
+            let range = ranged(piece, append.attempt, last_seq + 1, newest);
+            last_seq += piece.lines;
+            self.rows.ranges.push(&Of {
+                ordinal,
+                row: range,
+            })?;
+            newest = Some(range);
+        }
+        self.rows.positions.push(&Of {
+            ordinal,
+            row: PositionRow {
+                attempt: append.attempt,
+                position: append.position,
+            },
+        })?;
+        if last_seq > entry.last_seq {
+            self.count(place, entry, last_seq)?;
+        }
+        Ok(newest)
+    }
+
+    fn event(
+        &mut self,
+        ordinal: u64,
+        seq: u64,
+        at: Timestamp,
+        body: &DerivedEvent,
+    ) -> Result<(), serde_json::Error> {
+        self.rows.events.push(&EventRow {
+            ordinal,
+            seq,
+            at_ms: at.as_millisecond(),
+            body,
+        })
+    }
+
+    fn count(
+        &mut self,
+        place: Place,
+        entry: &Entry,
+        last_seq: u64,
+    ) -> Result<(), serde_json::Error> {
+        self.rows.counters.push(&CounterRow {
+            ordinal: entry.ordinal,
+            last_seq,
+        })?;
+        self.changes.push(Change::Counted { place, last_seq });
+        self.news.push((entry.id, last_seq));
+        Ok(())
+    }
+
+    /// To be answered once the batch is committed, or has failed.
+    fn reply<T: Send + 'static>(&mut self, answer: Answer<T>, value: T) {
+        self.replies.push(Box::new(move |outcome| {
+            // Who does not wait any more needs no answer.
+            drop(answer.send(outcome.map(|()| value)));
+        }));
+    }
+}
+
+/// Whether these sessions can be made: `None`, or what the first such request was answered.
+fn checked(
+    new: &NewSessions,
+    tables: &Tables,
+    known: &KnownKeys,
+) -> Result<Option<Created>, StoreError> {
+    if let Some(key) = &new.idempotency
+        && let Some((digest, response)) = known.get(&key_hash(key))
+    {
+        if *digest != key.digest {
+            return Err(StoreError::IdempotencyMismatch);
+        }
+        return Ok(Some(Created::Before {
+            response: response.clone(),
+        }));
+    }
+    let own = new
+        .orchestration
+        .as_ref()
+        .map(|orchestration| orchestration.id);
+    if let Some(id) = own.filter(|id| tables.has_orchestration(*id)) {
+        return Err(StoreError::OrchestrationExists(id));
+    }
+    let mut ids = HashSet::with_capacity(new.sessions.len());
+    for session in &new.sessions {
+        if tables.place(session.id).is_some() || !ids.insert(session.id) {
+            return Err(StoreError::SessionExists(session.id));
+        }
+        if let Some(id) = session.orchestration_id
+            && Some(id) != own
+            && !tables.has_orchestration(id)
+        {
+            return Err(StoreError::OrchestrationNotFound(id));
+        }
+    }
+    Ok(None)
+}
+
+/// The range of a piece whose first line gets `first_seq`: the newest one made longer, where the
+/// piece follows it in number and in the file.
+fn ranged(piece: &Piece, attempt: Attempt, first_seq: u64, newest: Option<Range>) -> Range {
+    if let Some(range) = newest
+        && range.first_seq + range.lines == first_seq
+        && (range.attempt, range.segment) == (attempt, piece.segment)
+        && range.offset + range.bytes == piece.offset
+        && range.bytes + piece.bytes <= RANGE_BYTES_MAX
+    {
+        return Range {
+            lines: range.lines + piece.lines,
+            bytes: range.bytes + piece.bytes,
+            text_bytes: range.text_bytes + piece.text_bytes,
+            ..range
+        };
+    }
+    Range {
+        first_seq,
+        lines: piece.lines,
+        attempt,
+        segment: piece.segment,
+        offset: piece.offset,
+        bytes: piece.bytes,
+        text_bytes: piece.text_bytes,
+    }
+}
+
+fn attempt_of(state: &SessionState) -> Option<Attempt> {
+    match state {
+        SessionState::Concluding { attempt, .. } => Some(*attempt),
+        other => other.live_attempt(),
+    }
+}
+
+/// What stands for a key in the database: of one length, and telling nothing of the key.
+fn key_hash(key: &Idempotency) -> String {
+    hex(&Sha256::digest(key.key.as_bytes()))
+}

@@ -1,0 +1,363 @@
+//! What is known of all sessions without asking the database.
+//!
+//! An entry of about 80 bytes for every session there ever was; the whole of each that is not
+//! over; and as many of the others as fit in [`OVER_BYTES_MAX`]. It follows the database: only the
+//! writer changes it, after a commit.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use baton_domain::session::Standing;
+use baton_domain::{OrchestrationId, Session, SessionId, Status, Version};
+
+use super::types::SessionQuery;
+
+/// How many bytes of sessions that are over stay in memory.
+const OVER_BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// About how many sessions that is; the cache sizes its tables by it.
+const OVER_SESSIONS_EXPECTED: usize = 4_096;
+
+/// Where an entry is in the order of creation.
+pub(super) type Place = u32;
+
+/// What is known of every session.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entry {
+    pub(super) id: SessionId,
+    /// Its row.
+    pub(super) ordinal: u64,
+    pub(super) version: Version,
+    /// The number of its newest event.
+    pub(super) last_seq: u64,
+    /// Its status, if it is over.
+    pub(super) over: Option<Status>,
+}
+
+/// What a commit changed.
+#[derive(Debug)]
+pub(super) enum Change {
+    Orchestration(OrchestrationId),
+    /// A session that is new, or is loaded at the start.
+    New {
+        ordinal: u64,
+        last_seq: u64,
+        session: Arc<Session>,
+    },
+    Moved {
+        place: Place,
+        last_seq: u64,
+        session: Arc<Session>,
+    },
+    /// Events without a change of state.
+    Counted {
+        place: Place,
+        last_seq: u64,
+    },
+}
+
+/// The sessions of one page: those in memory, and the rows of those that aren't.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub(super) found: Vec<Found>,
+    /// The last row of this page, if there is another page.
+    pub(super) more_after: Option<u64>,
+}
+
+/// A session in memory, or the row to load it from.
+#[derive(Debug, Clone)]
+pub(super) enum Found {
+    Here(Arc<Session>),
+    Row(u64),
+}
+
+#[derive(Debug, Clone)]
+struct Weight;
+
+impl quick_cache::Weighter<Place, Arc<Session>> for Weight {
+    fn weight(&self, _: &Place, session: &Arc<Session>) -> u64 {
+        bytes_of(session) as u64
+    }
+}
+
+type Over = quick_cache::sync::Cache<Place, Arc<Session>, Weight>;
+
+/// The tables, under one lock.
+#[derive(Default)]
+pub(super) struct Tables {
+    entries: Vec<Entry>,
+    places: HashMap<SessionId, Place>,
+    live: BTreeMap<Place, Arc<Session>>,
+    orchestrations: HashSet<OrchestrationId>,
+    members: HashMap<OrchestrationId, Vec<Place>>,
+}
+
+pub(super) struct Directory {
+    tables: RwLock<Tables>,
+    over: Over,
+    changes: AtomicU64,
+}
+
+impl Directory {
+    pub(super) fn new() -> Self {
+        Self {
+            tables: RwLock::default(),
+            over: Over::with_weighter(OVER_SESSIONS_EXPECTED, OVER_BYTES_MAX, Weight),
+            changes: AtomicU64::new(0),
+        }
+    }
+
+    /// To look at several things at one moment. Not to be held across an `await`.
+    pub(super) fn tables(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session, if it is in memory.
+    pub(super) fn session(&self, id: SessionId) -> Option<Arc<Session>> {
+        let tables = self.tables();
+        let place = tables.place(id)?;
+        self.at(&tables, place)
+    }
+
+    fn at(&self, tables: &Tables, place: Place) -> Option<Arc<Session>> {
+        match tables.entry(place).over {
+            Some(_) => self.over.get(&place),
+            None => tables.live.get(&place).cloned(),
+        }
+    }
+
+    /// Keeps a session that was loaded, unless it was changed since or isn't over.
+    pub(super) fn keep(&self, session: &Arc<Session>) {
+        let tables = self.tables();
+        let Some(place) = tables.place(session.id) else {
+            return;
+        };
+        let entry = tables.entry(place);
+        if entry.over.is_some() && entry.version == session.version {
+            self.over.insert(place, Arc::clone(session));
+        }
+    }
+
+    pub(super) fn active(&self) -> Vec<Arc<Session>> {
+        self.tables().live.values().cloned().collect()
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Enters all sessions at the start: an entry each, and those that are not over.
+    pub(super) fn load(
+        &self,
+        orchestrations: Vec<OrchestrationId>,
+        entries: Vec<(Entry, Option<OrchestrationId>)>,
+        live: Vec<Arc<Session>>,
+    ) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        tables.orchestrations = orchestrations.into_iter().collect();
+        tables.entries.reserve_exact(entries.len());
+        tables.places.reserve(entries.len());
+        for (entry, orchestration) in entries {
+            tables.enter(entry, orchestration);
+        }
+        for session in live {
+            if let Some(place) = tables.place(session.id) {
+                tables.live.insert(place, session);
+            }
+        }
+    }
+
+    /// Follows a commit.
+    pub(super) fn apply(&self, changes: Vec<Change>) {
+        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = 0;
+        for change in changes {
+            match change {
+                Change::Orchestration(id) => {
+                    tables.orchestrations.insert(id);
+                }
+                Change::New {
+                    ordinal,
+                    last_seq,
+                    session,
+                } => {
+                    let entry = Entry::of(&session, ordinal, last_seq);
+                    let place = tables.enter(entry, session.orchestration_id);
+                    self.put(&mut tables, place, session);
+                    seen += 1;
+                }
+                Change::Moved {
+                    place,
+                    last_seq,
+                    session,
+                } => {
+                    let ordinal = tables.entry(place).ordinal;
+                    tables.entries[place as usize] = Entry::of(&session, ordinal, last_seq);
+                    self.put(&mut tables, place, session);
+                    seen += 1;
+                }
+                Change::Counted { place, last_seq } => {
+                    tables.entries[place as usize].last_seq = last_seq;
+                }
+            }
+        }
+        self.changes.fetch_add(seen, Ordering::AcqRel);
+    }
+
+    fn put(&self, tables: &mut Tables, place: Place, session: Arc<Session>) {
+        if session.state.is_over() {
+            tables.live.remove(&place);
+            self.over.insert(place, session);
+        } else {
+            self.over.remove(&place);
+            tables.live.insert(place, session);
+        }
+    }
+
+    /// At most `limit` sessions with rows beyond `after` that `query` asks for.
+    pub(super) fn list(&self, query: &SessionQuery, after: u64, limit: usize) -> Listing {
+        let tables = self.tables();
+        let start = tables
+            .entries
+            .partition_point(|entry| entry.ordinal <= after);
+        let start = Place::try_from(start).unwrap_or(Place::MAX);
+        let fits = |place: &Place| tables.fits(*place, &query.statuses);
+        let live_only =
+            !query.statuses.is_empty() && query.statuses.iter().all(|status| !is_over(*status));
+        if let Some(id) = query.orchestration {
+            let members = tables.members.get(&id).map_or(&[][..], Vec::as_slice);
+            let skipped = members.partition_point(|place| *place < start);
+            self.take(
+                &tables,
+                members[skipped..].iter().copied().filter(fits),
+                limit,
+            )
+        } else if live_only {
+            let live = tables.live.range(start..).map(|(place, _)| *place);
+            self.take(&tables, live.filter(fits), limit)
+        } else {
+            let end = Place::try_from(tables.entries.len()).unwrap_or(Place::MAX);
+            self.take(&tables, (start..end).filter(fits), limit)
+        }
+    }
+
+    fn take(&self, tables: &Tables, places: impl Iterator<Item = Place>, limit: usize) -> Listing {
+        let mut listing = Listing::default();
+        let mut last = 0;
+        for place in places {
+            if listing.found.len() == limit {
+                listing.more_after = Some(last);
+                break;
+            }
+            last = tables.entry(place).ordinal;
+            listing.found.push(match self.at(tables, place) {
+                Some(session) => Found::Here(session),
+                None => Found::Row(last),
+            });
+        }
+        listing
+    }
+}
+
+impl Entry {
+    pub(super) fn of(session: &Session, ordinal: u64, last_seq: u64) -> Self {
+        Self {
+            id: session.id,
+            ordinal,
+            version: session.version,
+            last_seq,
+            // What it waits for has no part in the status of one that is over.
+            over: session.state.is_over().then(|| session.state.status(false)),
+        }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        match self.over {
+            None => Standing::Open,
+            Some(Status::Completed) => Standing::Completed,
+            Some(_) => Standing::Lost,
+        }
+    }
+}
+
+impl Tables {
+    pub(super) fn place(&self, id: SessionId) -> Option<Place> {
+        self.places.get(&id).copied()
+    }
+
+    pub(super) fn entry(&self, place: Place) -> Entry {
+        self.entries[place as usize]
+    }
+
+    pub(super) fn find(&self, id: SessionId) -> Option<Entry> {
+        self.place(id).map(|place| self.entry(place))
+    }
+
+    pub(super) fn live(&self, place: Place) -> Option<&Arc<Session>> {
+        self.live.get(&place)
+    }
+
+    pub(super) fn has_orchestration(&self, id: OrchestrationId) -> bool {
+        self.orchestrations.contains(&id)
+    }
+
+    pub(super) fn ordinal_max(&self) -> u64 {
+        self.entries.last().map_or(0, |entry| entry.ordinal)
+    }
+
+    /// The status people see of a session; see [`super::Store::status`].
+    pub(super) fn status(&self, session: &Session) -> Status {
+        let waits = session.dependencies.iter().any(|id| {
+            self.find(*id)
+                .is_none_or(|entry| entry.standing() != Standing::Completed)
+        });
+        session.state.status(waits)
+    }
+
+    fn fits(&self, place: Place, statuses: &[Status]) -> bool {
+        if statuses.is_empty() {
+            return true;
+        }
+        let status = match self.entry(place).over {
+            Some(status) => Some(status),
+            None => self.live.get(&place).map(|session| self.status(session)),
+        };
+        status.is_some_and(|status| statuses.contains(&status))
+    }
+
+    fn enter(&mut self, entry: Entry, orchestration: Option<OrchestrationId>) -> Place {
+        // Four billion sessions would need more memory than their entries leave.
+        let place = Place::try_from(self.entries.len()).unwrap_or(Place::MAX);
+        self.entries.push(entry);
+        self.places.insert(entry.id, place);
+        if let Some(id) = orchestration {
+            self.members.entry(id).or_default().push(place);
+        }
+        place
+    }
+}
+
+fn is_over(status: Status) -> bool {
+    matches!(
+        status,
+        Status::Completed | Status::Failed | Status::Cancelled | Status::Blocked
+    )
+}
+
+/// About how much memory a session takes.
+fn bytes_of(session: &Session) -> usize {
+    const PER_TEXT: usize = 32;
+    let project = &session.project;
+    let mut bytes = size_of::<Session>()
+        + project.requirements.len()
+        + project.context.as_ref().map_or(0, |context| context.len())
+        + session.dependencies.len() * size_of::<SessionId>()
+        + 4 * PER_TEXT;
+    if let Some(report) = &session.report {
+        let texts = report.next_steps.iter().chain(&report.warnings);
+        bytes += report.summary.len()
+            + texts.map(|text| text.len() + PER_TEXT).sum::<usize>()
+            + report.artifacts.len() * 4 * PER_TEXT;
+    }
+    bytes
+}
