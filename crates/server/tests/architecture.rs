@@ -2,7 +2,8 @@
 //! modules, and what the domain and everything but the configuration keep away from.
 //!
 //! A new module fails here until it has a row in [`ARROWS`]; that row is the place to argue about
-//! what it may know. `ARCHITECTURE.md` draws the same picture.
+//! what it may know. `ARCHITECTURE.md` draws the same picture; the tests it names are looked for
+//! here too, so that it cannot promise what nobody checks.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -44,7 +45,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "transition",
         ],
     ),
-    ("orchestrator", &["clock", "store", "transition"]),
+    (
+        "orchestrator",
+        &["clock", "failpoint", "store", "transition"],
+    ),
     (
         "reconcile",
         &[
@@ -278,6 +282,32 @@ fn crates_depend_only_on_crates_below_them() {
     }
 }
 
+#[test]
+fn tests_that_the_documents_name_exist() {
+    let mut there = BTreeSet::new();
+    for file in rust_files(&crates()) {
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+        there.extend(text.split("fn ").skip(1).filter_map(|rest| {
+            let (name, _) = rest.split_once(['(', '<'])?;
+            Some(name.to_owned())
+        }));
+    }
+    let mut missing = BTreeSet::new();
+    for document in ["ARCHITECTURE.md", "docs/feature-status.md"] {
+        let path = crates().join("..").join(document);
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        // What stands between backquotes and looks like a sentence is the name of a test.
+        let quoted = text.split('`').skip(1).step_by(2);
+        let names = quoted.filter(|name| {
+            let letters = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            name.chars().all(letters) && name.matches('_').count() >= 2
+        });
+        let unknown = names.filter(|name| !there.contains(*name));
+        missing.extend(unknown.map(|name| format!("{name}, in {document}")));
+    }
+    assert!(missing.is_empty(), "no such tests:\n{}", lines(&missing));
+}
+
 fn crates() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
@@ -287,18 +317,24 @@ fn crates() -> PathBuf {
 
 /// Every source file below `root` but those that hold tests alone.
 fn sources(root: &Path) -> Vec<PathBuf> {
+    let mut files = rust_files(root);
+    files.retain(|file| {
+        let inside = file.strip_prefix(root).unwrap_or(file).with_extension("");
+        inside.iter().all(|part| part != "tests")
+    });
+    files
+}
+
+fn rust_files(root: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
         for entry in entries {
             let path = entry.expect("an entry can be read").path();
-            let stem = path.file_stem().unwrap_or_default().to_owned();
-            if stem == "tests" {
-                continue;
-            }
             if path.is_dir() {
-                folders.push(path);
+                let built = path.file_name().is_some_and(|name| name == "target");
+                folders.extend((!built).then_some(path));
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 files.push(path);
             }
