@@ -263,7 +263,7 @@ async fn claude_that_ends_while_no_server_is_there_has_completed() {
     let container = text(&world.session(&id).await["containerId"]);
     world.kill_server();
     let ended = eventually(SESSION_LIMIT, async || {
-        !docker(["top", &container, "-eo", "args"])
+        !docker(["top", &container, "-eo", "pid,args"])
             .await
             .contains("python3")
     })
@@ -271,6 +271,15 @@ async fn claude_that_ends_while_no_server_is_there_has_completed() {
     assert!(ended, "Claude does not end");
     world.start_server().await;
     check(&world, &remote, &id, LINES).await;
+}
+
+/// Waits until the first turn of script `wait` was asked for `times` times.
+async fn asked(world: &World, times: usize) {
+    let journal = world.model.journal();
+    let seen = journal.wait_until(SESSION_LIMIT, |entries| {
+        entries.iter().filter(|entry| entry.asks("wait", 0)).count() >= times
+    });
+    seen.await.expect("Claude asks the model");
 }
 
 #[tokio::test]
@@ -283,16 +292,10 @@ async fn model_call_that_is_under_way_when_the_server_dies_is_made_again() {
         .await;
     world.start_server().await;
     let id = world.run("Wait and write", &[]).await;
-    let asked = |times: usize| {
-        let journal = world.model.journal();
-        journal.wait_until(SESSION_LIMIT, move |entries| {
-            entries.iter().filter(|entry| entry.asks("wait", 0)).count() >= times
-        })
-    };
-    asked(1).await.expect("Claude asks the model");
+    asked(&world, 1).await;
     world.kill_server();
     world.start_server().await;
-    asked(2).await.expect("Claude asks the model again");
+    asked(&world, 2).await;
     world.model.release("answer");
     let session = world.completed(&id).await;
     let branch = text(&session["result"]["branch"]);

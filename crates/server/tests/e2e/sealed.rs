@@ -316,10 +316,9 @@ async fn check_pushes(held: &Held, base: &str) {
 
 const HOOK: &str = r#"{"hooks": {"SessionStart": [{"hooks": [{"type": "command",
     "command": "echo yes > /tmp/hook-ran"}]}]}}"#;
-/// Plays only where the repository's CLAUDE.md is in the system prompt.
-const WITH_HOOK: &str = r#"
+const SYSTEM: &str = "system = ['Words are to be spelled the British way.']";
+const LOOK_FOR_HOOK: &str = r#"
 match = ["Did the hook run"]
-system = ["Words are to be spelled the British way."]
 [[turn]]
 [[turn.tool]]
 name = "Bash"
@@ -331,7 +330,13 @@ text = "{{last_tool_result}}"
 
 #[tokio::test]
 async fn repository_brings_its_words_but_its_hooks_only_where_they_are_let_in() {
-    let mut world = World::with_scripts([("hook", WITH_HOOK)]).await;
+    // Claude itself puts CLAUDE.md beside the prompt; where it may not, the system prompt has it.
+    let in_system_prompt = [SYSTEM, LOOK_FOR_HOOK].concat();
+    let scripts = [
+        ("10-system", in_system_prompt.as_str()),
+        ("20-plain", LOOK_FOR_HOOK),
+    ];
+    let mut world = World::with_scripts(scripts).await;
     let words = ("CLAUDE.md", "Words are to be spelled the British way.\n");
     world
         .remote("owner/repo", &[words, (".claude/settings.json", HOOK)])
@@ -342,6 +347,11 @@ async fn repository_brings_its_words_but_its_hooks_only_where_they_are_let_in() 
     let summary = text(&session["output"]["summary"]);
     assert!(summary.lines().any(|line| line == "no"), "{summary}");
     assert!(!summary.contains("yes"), "{summary}");
+    assert_eq!(
+        world.model.journal().asked("20-plain", 0),
+        0,
+        "CLAUDE.md was not passed on"
+    );
 
     let fields = json!({ "options": { "projectSettings": true, "autoStart": true } });
     let id = world.create_with(fields, "Did the hook run").await;
