@@ -49,7 +49,10 @@ const SECTIONS: [Section; 9] = [
 ];
 
 fn main() -> Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
     if let [word, rest @ ..] = words.as_slice()
         && word == raw_axum::ARGUMENT
     {
@@ -78,7 +81,11 @@ fn main() -> Result<()> {
             }
         }
     }
-    if failed.is_empty() { Ok(()) } else { bail!("not measured: {}", failed.join(", ")) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("not measured: {}", failed.join(", "))
+    }
 }
 
 /// `BATON_BENCH_PROGRAM`, else the release binary of this workspace.

@@ -133,7 +133,8 @@ impl Api {
         let headers = [&[("content-type", "application/json")], headers].concat();
         let body = body.to_string();
         let path = "/api/webhooks/claude";
-        self.request(Method::POST, path, &headers, body.as_bytes()).await
+        self.request(Method::POST, path, &headers, body.as_bytes())
+            .await
     }
 
     /// The same, from a server that is there.

@@ -9,9 +9,16 @@ use crate::world::{World, text};
 #[tokio::test]
 async fn failed_session_keeps_its_volumes_and_a_completed_one_keeps_nothing() {
     let mut world = World::with_fake_claude().await;
-    world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.start_server().await;
-    let failed = world.run(&steps(json!([["write", "kept.txt", "kept"], ["exit", 1]])), &[]).await;
+    let failed = world
+        .run(
+            &steps(json!([["write", "kept.txt", "kept"], ["exit", 1]])),
+            &[],
+        )
+        .await;
     let completed = world.run(&steps(json!([["result", "Done."]])), &[]).await;
     world.failed(&failed, "claude_exited").await;
     world.completed(&completed).await;
@@ -27,7 +34,9 @@ async fn failed_session_keeps_its_volumes_and_a_completed_one_keeps_nothing() {
 #[tokio::test]
 async fn containers_that_are_young_or_not_ours_are_left_alone() {
     let mut world = World::with_fake_claude().await;
-    world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     let image = crate::fake_claude::image().await;
     let label = |name: &str, value: &str| format!("--label=baton.{name}={value}");
     // As if another server, faster than our listing, had just made it.
@@ -73,6 +82,8 @@ struct Foreign(String);
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("docker").args(["rm", "--force", &self.0]).output();
+        let _ = std::process::Command::new("docker")
+            .args(["rm", "--force", &self.0])
+            .output();
     }
 }

@@ -26,7 +26,9 @@ const LIFE_MAX: Duration = Duration::from_millis(1_200);
 #[tokio::test]
 async fn server_that_does_not_die() {
     let mut world = World::with_fake_claude().await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     let containers = world.container_events();
     world.start_server().await;
     let id = world.run(&numbered(LINES, LINE_PAUSE_MS), &[]).await;
@@ -45,8 +47,18 @@ async fn check(world: &World, remote: &Remote, id: &str, lines: usize) {
     for (at, (printed, expected)) in printed.iter().zip(&expected).enumerate() {
         assert_eq!(printed, expected, "line {at}");
     }
-    assert_eq!(printed.len(), expected.len(), "lines are missing or too many");
-    for once in ["created", "start_requested", "launch_decided", "claude_started", "claude_ended"] {
+    assert_eq!(
+        printed.len(),
+        expected.len(),
+        "lines are missing or too many"
+    );
+    for once in [
+        "created",
+        "start_requested",
+        "launch_decided",
+        "claude_started",
+        "claude_ended",
+    ] {
         assert_eq!(count_of(&events, once), 1, "{once}");
     }
     assert_eq!(count_of(&events, "concluded"), 1);
@@ -60,10 +72,21 @@ async fn check(world: &World, remote: &Remote, id: &str, lines: usize) {
         .collect();
     assert_eq!(starts.len(), 1, "Claude was started {} times", starts.len());
     let branch = text(&session["result"]["branch"]);
-    assert_eq!(remote.commits(&branch).await, [text(&session["result"]["commit"])]);
-    assert_eq!(remote.file(&branch, "starts.txt").await.as_deref(), Some("started\n"));
-    let branches = remote.git(&["for-each-ref", "--format=%(refname:short)", "refs/heads"]).await;
-    assert_eq!(branches.lines().collect::<Vec<_>>(), [branch.as_str(), "main"]);
+    assert_eq!(
+        remote.commits(&branch).await,
+        [text(&session["result"]["commit"])]
+    );
+    assert_eq!(
+        remote.file(&branch, "starts.txt").await.as_deref(),
+        Some("started\n")
+    );
+    let branches = remote
+        .git(&["for-each-ref", "--format=%(refname:short)", "refs/heads"])
+        .await;
+    assert_eq!(
+        branches.lines().collect::<Vec<_>>(),
+        [branch.as_str(), "main"]
+    );
     world.docker_is_empty().await;
 }
 
@@ -90,7 +113,9 @@ async fn insist(world: &World) -> Result<String, String> {
 /// Lets the server die where it reaches `point` first, starts another, and looks at the end.
 async fn dies_at(point: &str) {
     let mut world = World::with_fake_claude().await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     let containers = world.container_events();
     world.set("BATON_FAILPOINT", point);
     world.start_server().await;
@@ -99,13 +124,19 @@ async fn dies_at(point: &str) {
     world.server_died().await;
     world.unset("BATON_FAILPOINT");
     world.start_server().await;
-    let id = insist(&world).await.unwrap_or_else(|error| panic!("the second server: {error}"));
+    let id = insist(&world)
+        .await
+        .unwrap_or_else(|error| panic!("the second server: {error}"));
     if let Ok(before) = before {
         assert_eq!(id, before, "the same key made another session");
     }
     check(&world, &remote, &id, LINES).await;
     let listed = world.api.call("session.list", json!({})).await;
-    assert_eq!(listed["data"]["sessions"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(
+        listed["data"]["sessions"].as_array().map(Vec::len),
+        Some(1),
+        "{listed}"
+    );
     containers.until("destroy", 1).await;
     assert_eq!(containers.count("create"), 1, "{:?}", containers.seen());
     assert_eq!(containers.count("start"), 1, "{:?}", containers.seen());
@@ -183,12 +214,16 @@ async fn server_dies_when_the_sandbox_was_removed() {
 
 #[tokio::test]
 async fn server_dies_again_and_again_while_output_flows() {
-    let seed = std::env::var("BATON_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = std::env::var("BATON_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| jiff::Timestamp::now().as_nanosecond() as u64);
     eprintln!("BATON_TEST_SEED={seed}");
     let mut random = Random(seed);
     let mut world = World::with_fake_claude().await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     let containers = world.container_events();
     world.start_server().await;
     let id = world.run(&numbered(LONG_LINES, LINE_PAUSE_MS), &[]).await;
@@ -208,14 +243,18 @@ async fn server_dies_again_and_again_while_output_flows() {
 #[tokio::test]
 async fn server_that_is_asked_to_stop_leaves_sessions_running_and_the_next_adopts_them() {
     let mut world = World::with_fake_claude().await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.start_server().await;
     let id = world.run(&numbered(LINES, LINE_PAUSE_MS), &[]).await;
     let session = world.until(&id, "running").await;
     let status = world.stop_server().await;
     assert_eq!(status.code(), Some(0), "{status}");
     let container = text(&session["containerId"]);
-    let state = crate::docker::inspect(&container).await.map(|of| of["State"]["Running"].clone());
+    let state = crate::docker::inspect(&container)
+        .await
+        .map(|of| of["State"]["Running"].clone());
     assert_eq!(state, Some(Value::Bool(true)));
     world.start_server().await;
     check(&world, &remote, &id, LINES).await;

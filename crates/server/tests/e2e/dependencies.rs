@@ -55,17 +55,24 @@ async fn diamond_runs_in_order_side_by_side_and_its_code_comes_together() {
         ("30-analysis", ANALYSIS),
     ])
     .await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.start_server().await;
 
-    let analysis = world.create_with(json!({ "type": "analysis" }), "Plan the application").await;
+    let analysis = world
+        .create_with(json!({ "type": "analysis" }), "Plan the application")
+        .await;
     let backend = world.create("Implement the backend", &[&analysis]).await;
     let frontend = world.create("Implement the frontend", &[&analysis]).await;
     let fields = json!({ "type": "testing", "dependencies": [backend, frontend] });
     let testing = world.create_with(fields, "Write comprehensive tests").await;
     for id in [&testing, &frontend, &backend] {
         let answer = world.start(id).await;
-        assert_eq!(answer["message"], "Session queued, waiting for dependencies");
+        assert_eq!(
+            answer["message"],
+            "Session queued, waiting for dependencies"
+        );
     }
     let waiting = world.session(&testing).await;
     assert_eq!(waiting["status"], "pending");
@@ -74,8 +81,8 @@ async fn diamond_runs_in_order_side_by_side_and_its_code_comes_together() {
 
     world.completed(&analysis).await;
     let journal = world.model.journal();
-    let both = |script| move |entries: &[scripted_model::Entry]| {
-        entries.iter().any(|entry| entry.asks(script, 0))
+    let both = |script| {
+        move |entries: &[scripted_model::Entry]| entries.iter().any(|entry| entry.asks(script, 0))
     };
     for script in ["20-backend", "20-frontend"] {
         let asked = journal.wait_until(SESSION_LIMIT, both(script)).await;
@@ -99,7 +106,9 @@ async fn diamond_runs_in_order_side_by_side_and_its_code_comes_together() {
 #[tokio::test]
 async fn one_slot_is_never_taken_twice() {
     let mut world = World::with_fake_claude().await;
-    world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.set("BATON_MAX_RUNNING", 1);
     let containers = world.container_events();
     world.start_server().await;
@@ -113,7 +122,10 @@ async fn one_slot_is_never_taken_twice() {
     let mut most_running = 0;
     let done = eventually(SESSION_LIMIT, async || {
         let listed = world.api.call("session.list", json!({})).await;
-        let sessions = listed["data"]["sessions"].as_array().cloned().unwrap_or_default();
+        let sessions = listed["data"]["sessions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         let with = |status: &str| sessions.iter().filter(|of| of["status"] == status).count();
         most_running = most_running.max(with("running"));
         with("completed") == ids.len()
@@ -131,7 +143,9 @@ async fn one_slot_is_never_taken_twice() {
 #[tokio::test]
 async fn failure_blocks_all_that_depend_on_it_and_nobody_else() {
     let mut world = World::with_fake_claude().await;
-    world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.start_server().await;
     let failing = world.create(&steps(json!([["exit", 3]])), &[]).await;
     let fine = steps(json!([["result", "Fine."]]));
@@ -156,19 +170,30 @@ async fn failure_blocks_all_that_depend_on_it_and_nobody_else() {
 #[tokio::test]
 async fn results_that_contradict_each_other_are_told_with_their_files() {
     let mut world = World::with_fake_claude().await;
-    world.remote("owner/repo", &[("greeting.txt", "Hello\n")]).await;
+    world
+        .remote("owner/repo", &[("greeting.txt", "Hello\n")])
+        .await;
     world.start_server().await;
     let writes = |words: &str| {
-        steps(json!([["write", "greeting.txt", words], ["commit", "Greet"], ["result", "Done."]]))
+        steps(json!([
+            ["write", "greeting.txt", words],
+            ["commit", "Greet"],
+            ["result", "Done."]
+        ]))
     };
     let one = world.run(&writes("Good morning\n"), &[]).await;
     let other = world.run(&writes("Good night\n"), &[]).await;
-    let joining = world.run(&steps(json!([["result", "Joined."]])), &[&one, &other]).await;
+    let joining = world
+        .run(&steps(json!([["result", "Joined."]])), &[&one, &other])
+        .await;
 
     world.completed(&one).await;
     world.completed(&other).await;
     let session = world.failed(&joining, "merge_conflict").await;
-    assert!(text(&session["error"]).contains("greeting.txt"), "{session:#}");
+    assert!(
+        text(&session["error"]).contains("greeting.txt"),
+        "{session:#}"
+    );
     // Claude was never paid for it.
     assert_eq!(count_of(&world.events(&joining).await, "claude_started"), 0);
 }
@@ -176,7 +201,9 @@ async fn results_that_contradict_each_other_are_told_with_their_files() {
 #[tokio::test]
 async fn cancelled_session_is_told_to_stop_and_its_work_is_kept() {
     let mut world = World::with_fake_claude().await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.start_server().await;
     let requirements = steps(json!([
         ["tell_term"],
@@ -192,13 +219,22 @@ async fn cancelled_session_is_told_to_stop_and_its_work_is_kept() {
     assert_eq!(session["status"], "cancelled", "{session:#}");
 
     let output = world.output(&id).await;
-    assert!(crate::world::lines_of(&output).contains(&"told to stop"), "{output:#}");
+    assert!(
+        crate::world::lines_of(&output).contains(&"told to stop"),
+        "{output:#}"
+    );
     let kept = format!("refs/baton/result/{id}/1");
     let half = world.mirror("owner/repo").file(&kept, "half.txt").await;
     assert_eq!(half.as_deref(), Some("half of it\n"));
     let branch = text(&session["result"]["branch"]);
-    assert_eq!(remote.file(&branch, "half.txt").await.as_deref(), Some("half of it\n"));
+    assert_eq!(
+        remote.file(&branch, "half.txt").await.as_deref(),
+        Some("half of it\n")
+    );
     assert_eq!(remote.file("main", "half.txt").await, None);
     // Asking again changes nothing.
-    assert_eq!(world.cancel(&id).await["data"]["session"]["status"], "cancelled");
+    assert_eq!(
+        world.cancel(&id).await["data"]["session"]["status"],
+        "cancelled"
+    );
 }

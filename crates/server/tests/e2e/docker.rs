@@ -21,7 +21,9 @@ pub async fn try_docker<T: AsRef<OsStr>>(args: impl IntoIterator<Item = T>) -> O
     let mut command = Command::new("docker");
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(COMMAND_LIMIT, command.output()).await;
-    output.expect("docker answers in time").expect("docker can be run")
+    output
+        .expect("docker answers in time")
+        .expect("docker can be run")
 }
 
 /// Runs `docker args…`, which must succeed; gives what it printed, trimmed.
@@ -49,8 +51,16 @@ pub async fn volumes(instance: &str) -> Vec<String> {
 /// The names of an instance's containers, exited ones too.
 pub async fn containers(instance: &str) -> Vec<String> {
     let label = format!("label=baton.instance={instance}");
-    let names =
-        docker(["ps", "--all", "--format", "{{.Names}}", "--no-trunc", "--filter", &label]).await;
+    let names = docker([
+        "ps",
+        "--all",
+        "--format",
+        "{{.Names}}",
+        "--no-trunc",
+        "--filter",
+        &label,
+    ])
+    .await;
     names.lines().map(str::to_owned).collect()
 }
 
@@ -95,24 +105,36 @@ impl ContainerEvents {
                 let attributes = &event["Actor"]["Attributes"];
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 let detail = [&attributes["signal"], &attributes["exitCode"]];
-                found.lock().unwrap_or_else(PoisonError::into_inner).push(ContainerEvent {
-                    action: text(&event["Action"]),
-                    name: text(&attributes["name"]),
-                    detail: detail.map(text).concat(),
-                });
+                found
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(ContainerEvent {
+                        action: text(&event["Action"]),
+                        name: text(&attributes["name"]),
+                        detail: detail.map(text).concat(),
+                    });
             }
         });
-        Self { seen, _child: child }
+        Self {
+            seen,
+            _child: child,
+        }
     }
 
     /// All of them so far.
     pub fn seen(&self) -> Vec<ContainerEvent> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// How often `action` happened so far.
     pub fn count(&self, action: &str) -> usize {
-        self.seen().iter().filter(|event| event.action == action).count()
+        self.seen()
+            .iter()
+            .filter(|event| event.action == action)
+            .count()
     }
 
     /// Waits until `action` was told of `times` times.

@@ -13,11 +13,26 @@ const DOCKERFILE: &str = "\
 
 /// The name of the image; built when this version of it is not there yet.
 pub async fn image() -> String {
-    let base = docker(["image", "inspect", "--format", "{{.Id}}", "claudecode:latest"]).await;
+    let base = docker([
+        "image",
+        "inspect",
+        "--format",
+        "{{.Id}}",
+        "claudecode:latest",
+    ])
+    .await;
     let digest = Sha256::digest([PROGRAM, DOCKERFILE, &base].concat());
-    let version: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let version: String = digest
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let image = format!("baton-test-fake-claude:{version}");
-    if try_docker(["image", "inspect", &image]).await.status.success() {
+    if try_docker(["image", "inspect", &image])
+        .await
+        .status
+        .success()
+    {
         return image;
     }
     build(&image).await;
@@ -40,7 +55,10 @@ async fn build(image: &str) {
         .await
         .expect("docker can be run");
     let complaints = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "the image was not built: {complaints}");
+    assert!(
+        output.status.success(),
+        "the image was not built: {complaints}"
+    );
 }
 
 fn make_executable(path: &std::path::Path) {
@@ -56,12 +74,17 @@ pub fn steps(steps: Value) -> String {
 
 /// Steps that print `count` numbered lines, `delay_ms` apart, and complete.
 pub fn numbered(count: usize, delay_ms: u64) -> String {
-    steps(json!([["count_start"], ["numbered", count, delay_ms], ["result", "Counted."]]))
+    steps(json!([
+        ["count_start"],
+        ["numbered", count, delay_ms],
+        ["result", "Counted."]
+    ]))
 }
 
 /// What [`numbered`] prints, line by line, in one canonical form.
 pub fn numbered_lines(count: usize) -> Vec<String> {
-    let init = json!({"type": "system", "subtype": "init", "model": "fake", "claude_code_version": "0"});
+    let init =
+        json!({"type": "system", "subtype": "init", "model": "fake", "claude_code_version": "0"});
     let result = json!({
         "type": "result", "subtype": "success", "is_error": false, "num_turns": 1, "result": "Counted.",
         "total_cost_usd": 0.0125, "usage": {"input_tokens": 100, "output_tokens": 20},

@@ -30,14 +30,24 @@ fn only_session(answer: &Value) -> (Value, String) {
     assert_eq!(answer["message"], "Webhook processed");
     assert_eq!(answer["event"], "orchestrate");
     assert_eq!(answer["handlerCount"], 1);
-    let [result] = answer["results"].as_array().map(Vec::as_slice).unwrap_or_default() else {
+    let [result] = answer["results"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+    else {
         panic!("not one result: {answer}");
     };
     assert_eq!(result["success"], true);
     assert_eq!(result["message"], "Orchestration initiated successfully");
     assert_eq!(result["data"]["status"], "initiated");
-    assert!(text(&result["data"]["summary"]).contains("owner/repo"), "{result}");
-    let [session] = result["data"]["sessions"].as_array().map(Vec::as_slice).unwrap_or_default()
+    assert!(
+        text(&result["data"]["summary"]).contains("owner/repo"),
+        "{result}"
+    );
+    let [session] = result["data"]["sessions"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
     else {
         panic!("not one session: {result}");
     };
@@ -50,7 +60,9 @@ fn only_session(answer: &Value) -> (Value, String) {
 #[tokio::test]
 async fn orchestration_waits_for_its_start_where_auto_start_is_false() {
     let mut world = World::with_scripts([("coordination", SCRIPT)]).await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.start_server().await;
     let other = world.create("Something else", &[]).await;
 
@@ -60,14 +72,24 @@ async fn orchestration_waits_for_its_start_where_auto_start_is_false() {
 
     let fields = json!({ "orchestrationId": orchestration });
     let listed = world.api.call("session.list", fields.clone()).await;
-    assert_eq!(listed["data"]["sessions"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(
+        listed["data"]["sessions"].as_array().map(Vec::len),
+        Some(1),
+        "{listed}"
+    );
     assert_eq!(listed["data"]["sessions"][0]["id"], id.as_str());
-    assert_eq!(listed["data"]["sessions"][0]["orchestrationId"], orchestration.as_str());
+    assert_eq!(
+        listed["data"]["sessions"][0]["orchestrationId"],
+        orchestration.as_str()
+    );
     assert_ne!(id, other);
 
     world.start(&id).await;
     let session = world.completed(&id).await;
-    assert_eq!(session["output"]["summary"], "Split it into a backend and a frontend.");
+    assert_eq!(
+        session["output"]["summary"],
+        "Split it into a backend and a frontend."
+    );
     let got = world.api.call("orchestration.get", fields).await;
     assert_eq!(got["data"]["orchestration"]["id"], orchestration.as_str());
     // It is there to think, so it leaves no branch.
@@ -79,7 +101,9 @@ async fn orchestration_waits_for_its_start_where_auto_start_is_false() {
 async fn orchestration_starts_by_itself_and_is_cancelled_as_a_whole() {
     let script = [SCRIPT, "[[turn]]\ntext = 'x'\nhold = 'never'\n"].concat();
     let mut world = World::with_scripts([("coordination", &script)]).await;
-    world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.start_server().await;
     let mut body = seed_body()["data"].take();
     body.as_object_mut().expect("an object").remove("autoStart");

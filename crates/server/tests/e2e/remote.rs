@@ -16,7 +16,9 @@ impl Remote {
         let path = root.join(format!("{name}.git"));
         let remote = Self { path };
         std::fs::create_dir_all(&remote.path).expect("a directory for the remote");
-        remote.git(&["init", "--quiet", "--bare", "--initial-branch=main", "."]).await;
+        remote
+            .git(&["init", "--quiet", "--bare", "--initial-branch=main", "."])
+            .await;
         let tree = root.join(format!("{name}.tree"));
         for (file, text) in files {
             let file = tree.join(file);
@@ -25,8 +27,20 @@ impl Remote {
             std::fs::write(file, text).expect("a file of the first commit");
         }
         let tree = format!("--work-tree={}", tree.display());
-        remote.git(&[&tree, "-c", "core.bare=false", "add", "--all"]).await;
-        remote.git(&[&tree, "-c", "core.bare=false", "commit", "--quiet", "-m", "Begin"]).await;
+        remote
+            .git(&[&tree, "-c", "core.bare=false", "add", "--all"])
+            .await;
+        remote
+            .git(&[
+                &tree,
+                "-c",
+                "core.bare=false",
+                "commit",
+                "--quiet",
+                "-m",
+                "Begin",
+            ])
+            .await;
         remote
     }
 
@@ -62,7 +76,10 @@ impl Remote {
     /// The text of `file` on `branch`; none when there is no such file or branch.
     pub async fn file(&self, branch: &str, file: &str) -> Option<String> {
         let output = self.try_git(&["show", &format!("{branch}:{file}")]).await;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The names of the commits that `branch` has and `main` has not, newest first.

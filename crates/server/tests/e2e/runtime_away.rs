@@ -7,7 +7,10 @@ use crate::world::World;
 
 fn create() -> serde_json::Value {
     let project = json!({ "repository": "owner/repo", "requirements": "Do it" });
-    wrapped("session.create", json!({ "session": { "project": project } }))
+    wrapped(
+        "session.create",
+        json!({ "session": { "project": project } }),
+    )
 }
 
 #[track_caller]
@@ -16,7 +19,10 @@ fn check_refused(answer: &Answer, code: &str) {
     let body = answer.json();
     assert_eq!(body["success"], false);
     assert_eq!(body["code"], code);
-    let retry_after = answer.headers.get("retry-after").and_then(|value| value.to_str().ok());
+    let retry_after = answer
+        .headers
+        .get("retry-after")
+        .and_then(|value| value.to_str().ok());
     let seconds: Option<u32> = retry_after.and_then(|value| value.parse().ok());
     assert!(seconds > Some(0), "retry-after is {retry_after:?}");
 }
@@ -38,7 +44,9 @@ async fn server_without_a_runtime_starts_says_so_and_can_be_read() {
 #[tokio::test]
 async fn session_that_was_accepted_waits_for_the_runtime_to_come_back() {
     let mut world = World::with_fake_claude().await;
-    world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.set("BATON_MAX_PREPARED", 0);
     world.start_server().await;
     let steps = crate::fake_claude::steps(json!([["result", "Done."]]));
@@ -69,7 +77,11 @@ async fn missing_image_is_named_and_never_pulled() {
     assert_eq!(health.json()["status"], "degraded", "{}", health.text);
     let answer = world.api.webhook(&create()).await;
     check_refused(&answer, "image_missing");
-    assert!(answer.text.contains("baton-test-no-such-image:none"), "{}", answer.text);
+    assert!(
+        answer.text.contains("baton-test-no-such-image:none"),
+        "{}",
+        answer.text
+    );
     let listed = world.api.call("session.list", json!({})).await;
     assert_eq!(listed["data"]["sessions"], json!([]));
 }

@@ -33,8 +33,12 @@ struct Held {
 impl Held {
     async fn begin() -> Self {
         let mut world = World::with_scripts([("curious", CURIOUS), ("before", BEFORE)]).await;
-        world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
-        world.remote("owner/other", &[("README.md", "Not yours.\n")]).await;
+        world
+            .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+            .await;
+        world
+            .remote("owner/other", &[("README.md", "Not yours.\n")])
+            .await;
         world.start_server().await;
         // Its result is in the same mirror, and none of the other's business.
         let before = world.ran("Leave something behind").await;
@@ -46,7 +50,11 @@ impl Held {
         });
         asked.await.expect("Claude asks the model");
         let container = text(&world.until(&id, "running").await["containerId"]);
-        Self { world, id, container }
+        Self {
+            world,
+            id,
+            container,
+        }
     }
 
     /// Runs a shell in the sandbox as root with every capability; gives all it said.
@@ -60,10 +68,18 @@ impl Held {
     }
 
     async fn exec(&self, options: &[&str], script: &str) -> (bool, String) {
-        let args = [&["exec"], options, &[self.container.as_str(), "sh", "-c", script]].concat();
+        let args = [
+            &["exec"],
+            options,
+            &[self.container.as_str(), "sh", "-c", script],
+        ]
+        .concat();
         let output = try_docker(args).await;
         let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&said).into_owned(),
+        )
     }
 
     /// Runs a Python program in the sandbox that must succeed; gives what it printed.
@@ -89,20 +105,43 @@ async fn sandbox_holds_no_secret_and_neither_does_anything_that_is_kept() {
     check_clean("docker inspect", &inspected.to_string());
     check_confined(&inspected);
 
-    let (_, said) = held.as_root("cat /proc/[0-9]*/environ | tr '\\0' '\\n'").await;
-    assert!(said.contains("ANTHROPIC_BASE_URL="), "Claude's environment was not seen: {said}");
+    let (_, said) = held
+        .as_root("cat /proc/[0-9]*/environ | tr '\\0' '\\n'")
+        .await;
+    assert!(
+        said.contains("ANTHROPIC_BASE_URL="),
+        "Claude's environment was not seen: {said}"
+    );
     check_clean("an environment", &said);
-    let (_, said) = held.as_root("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'").await;
-    assert!(said.contains("stream-json"), "Claude's arguments were not seen: {said}");
+    let (_, said) = held
+        .as_root("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'")
+        .await;
+    assert!(
+        said.contains("stream-json"),
+        "Claude's arguments were not seen: {said}"
+    );
     check_clean("a command line", &said);
-    let patterns: Vec<String> = CANARIES.iter().map(|canary| format!("-e {canary}")).collect();
+    let patterns: Vec<String> = CANARIES
+        .iter()
+        .map(|canary| format!("-e {canary}"))
+        .collect();
     let places = "/workspace /state /home /tmp /run /etc /root /var";
-    let search = format!("grep -rlFa --devices=skip {} {places}; true", patterns.join(" "));
+    let search = format!(
+        "grep -rlFa --devices=skip {} {places}; true",
+        patterns.join(" ")
+    );
     let (_, found) = held.as_root(&search).await;
-    assert!(!found.lines().any(|line| line.starts_with('/')), "found in {found}");
-    let (ok, said) = held.as_root("test -s /workspace/README.md && ls -A /state/claude").await;
+    assert!(
+        !found.lines().any(|line| line.starts_with('/')),
+        "found in {found}"
+    );
+    let (ok, said) = held
+        .as_root("test -s /workspace/README.md && ls -A /state/claude")
+        .await;
     assert!(ok, "the search saw nothing: {said}");
-    let (_, said) = held.as_claude("git config --list --show-origin; git remote -v").await;
+    let (_, said) = held
+        .as_claude("git config --list --show-origin; git remote -v")
+        .await;
     assert!(said.contains("remote.origin.url"), "{said}");
     check_clean("git's configuration", &said);
 
@@ -124,14 +163,26 @@ fn check_confined(inspected: &Value) {
     assert_eq!(host["CapDrop"], json!(["ALL"]));
     assert_eq!(host["Privileged"], false);
     assert_eq!(host["SecurityOpt"], json!(["no-new-privileges:true"]));
-    assert!(host["Memory"].as_i64() > Some(0) && host["PidsLimit"].as_i64() > Some(0), "{host:#}");
+    assert!(
+        host["Memory"].as_i64() > Some(0) && host["PidsLimit"].as_i64() > Some(0),
+        "{host:#}"
+    );
     assert_eq!(inspected["Config"]["User"], "10001:10001");
-    let mounts = inspected["Mounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let mounts = inspected["Mounts"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let writable = |mount: &&Value| mount["RW"] == true;
-    let mut places: Vec<_> = mounts.iter().filter(writable).map(|of| text(&of["Destination"])).collect();
+    let mut places: Vec<_> = mounts
+        .iter()
+        .filter(writable)
+        .map(|of| text(&of["Destination"]))
+        .collect();
     places.sort();
     assert_eq!(places, ["/state", "/workspace"]);
-    let sockets = mounts.iter().filter(|mount| text(&mount["Source"]).contains("docker.sock"));
+    let sockets = mounts
+        .iter()
+        .filter(|mount| text(&mount["Source"]).contains("docker.sock"));
     assert_eq!(sockets.count(), 0);
 }
 
@@ -142,7 +193,10 @@ async fn check_what_is_kept(mut world: World) {
     }
     world.stop_server().await;
     let files = files_below(&world.data_dir());
-    assert!(files.len() > 5, "the data directory was not seen: {files:?}");
+    assert!(
+        files.len() > 5,
+        "the data directory was not seen: {files:?}"
+    );
     for file in files {
         let bytes = std::fs::read(&file).expect("a file of the data directory");
         for canary in CANARIES {
@@ -156,13 +210,27 @@ async fn check_what_is_kept(mut world: World) {
 #[tokio::test]
 async fn nothing_but_the_own_repository_and_the_model_is_reached_from_a_sandbox() {
     let held = Held::begin().await;
-    let routes = held.python("print(open('/proc/net/route').read().count('\\n'))").await;
+    let routes = held
+        .python("print(open('/proc/net/route').read().count('\\n'))")
+        .await;
     assert_eq!(routes, "1", "only the heading of the table of routes");
-    let interfaces = held.python("import os; print(sorted(os.listdir('/sys/class/net')))").await;
+    let interfaces = held
+        .python("import os; print(sorted(os.listdir('/sys/class/net')))")
+        .await;
     assert_eq!(interfaces, "['lo']");
-    let port = held.world.api.base_url().rsplit(':').next().map(str::to_owned);
+    let port = held
+        .world
+        .api
+        .base_url()
+        .rsplit(':')
+        .next()
+        .map(str::to_owned);
     let port = port.expect("the address has a port");
-    for address in ["1.1.1.1 443", "172.17.0.1 22", &format!("172.17.0.1 {port}")] {
+    for address in [
+        "1.1.1.1 443",
+        "172.17.0.1 22",
+        &format!("172.17.0.1 {port}"),
+    ] {
         let (host, port) = address.split_once(' ').expect("host and port");
         let dial = format!(
             "import socket\ntry:\n  socket.create_connection(('{host}', {port}), 3)\n  \
@@ -172,9 +240,14 @@ async fn nothing_but_the_own_repository_and_the_model_is_reached_from_a_sandbox(
     }
 
     let base = "http://127.0.0.1:8377";
-    let (ok, said) = held.as_claude(&format!("git ls-remote {base}/git/repository.git")).await;
+    let (ok, said) = held
+        .as_claude(&format!("git ls-remote {base}/git/repository.git"))
+        .await;
     assert!(ok && said.contains("refs/heads/main"), "{said}");
-    assert!(!said.contains("refs/baton/result"), "others' results show: {said}");
+    assert!(
+        !said.contains("refs/baton/result"),
+        "others' results show: {said}"
+    );
     let others = [
         format!("{base}/git/owner/other.git"),
         format!("{base}/git/other.git"),
@@ -186,7 +259,14 @@ async fn nothing_but_the_own_repository_and_the_model_is_reached_from_a_sandbox(
         let (ok, said) = held.as_claude(&format!("git ls-remote '{url}'")).await;
         assert!(!ok && !said.contains("refs/heads"), "{url}: {said}");
     }
-    for path in ["/api/v1/sessions", "/api/webhooks/claude", "/health", "/metrics", "/mcp", "/"] {
+    for path in [
+        "/api/v1/sessions",
+        "/api/webhooks/claude",
+        "/health",
+        "/metrics",
+        "/mcp",
+        "/",
+    ] {
         let ask = format!("curl -s -o /dev/null -w '%{{http_code}}' {base}{path}");
         let (_, status) = held.as_claude(&ask).await;
         assert_eq!(status, "404", "{path}");
@@ -220,7 +300,12 @@ async fn check_pushes(held: &Held, base: &str) {
         assert!(!ok, "{target} was deleted: {said}");
     }
     let own = format!("refs/baton/result/{}/1", held.id);
-    let after: Vec<_> = mirror.git(&["for-each-ref"]).await.lines().map(str::to_owned).collect();
+    let after: Vec<_> = mirror
+        .git(&["for-each-ref"])
+        .await
+        .lines()
+        .map(str::to_owned)
+        .collect();
     let after: Vec<_> = after.iter().filter(|line| !line.ends_with(&own)).collect();
     assert_eq!(after, before.lines().collect::<Vec<_>>());
     let push = format!("git push --force {base}/git/repository.git HEAD:{own}");

@@ -57,7 +57,9 @@ async fn unwrapped_bodies_mean_the_same() {
 
 async fn whole_life(body: fn(Value) -> Value) {
     let mut world = World::with_scripts([("auth", SCRIPT)]).await;
-    let remote = world.remote("owner/repo", &[("README.md", "An API.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "An API.\n")])
+        .await;
     world.start_server().await;
     let call = async |data: Value| world.api.webhook(&body(data)).await.ok();
 
@@ -82,7 +84,10 @@ async fn whole_life(body: fn(Value) -> Value) {
     assert_eq!(session["type"], "implementation");
     assert_eq!(session["status"], "initializing");
     let container = text(&session["containerId"]);
-    assert!(container.starts_with("claude-implementation-"), "{container}");
+    assert!(
+        container.starts_with("claude-implementation-"),
+        "{container}"
+    );
     assert_eq!(session["project"]["branch"], "feature-branch");
     assert_eq!(session["dependencies"], json!([]));
 
@@ -107,17 +112,27 @@ async fn whole_life(body: fn(Value) -> Value) {
     check_output(&output["data"]["output"], &commit);
 
     let listed = call(json!({ "type": "session.list" })).await;
-    assert_eq!(listed["data"]["sessions"].as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(
+        listed["data"]["sessions"].as_array().map(Vec::len),
+        Some(1),
+        "{listed}"
+    );
     assert_eq!(listed["data"]["sessions"][0]["id"], id.as_str());
 
     assert_eq!(remote.commits("feature-branch").await, [commit]);
     let landed = remote.file("feature-branch", "src/auth.js").await;
-    assert_eq!(landed.as_deref(), Some("module.exports = (request, response, next) => next();\n"));
+    assert_eq!(
+        landed.as_deref(),
+        Some("module.exports = (request, response, next) => next();\n")
+    );
     assert_eq!(remote.file("main", "src/auth.js").await, None);
 
     world.docker_is_empty().await;
     assert!(docker::inspect(&container).await.is_none());
-    let again = world.api.webhook(&body(json!({ "type": "session.start", "sessionId": id }))).await;
+    let again = world
+        .api
+        .webhook(&body(json!({ "type": "session.start", "sessionId": id })))
+        .await;
     assert_eq!(again.status, 409, "{}", again.text);
     assert_eq!(again.json()["code"], "invalid_transition");
 }
@@ -130,18 +145,28 @@ fn check_session(session: &Value, container: &str) {
     for time in ["createdAt", "startedAt", "completedAt"] {
         let time = text(&session[time]);
         let milliseconds = time.strip_suffix('Z').and_then(|time| time.split_once('.'));
-        assert_eq!(milliseconds.map(|(_, digits)| digits.len()), Some(3), "{time}");
+        assert_eq!(
+            milliseconds.map(|(_, digits)| digits.len()),
+            Some(3),
+            "{time}"
+        );
     }
     assert_eq!(text(&session["claudeSessionId"]).len(), 36);
     let result = &session["result"];
     assert_eq!(result["branch"], "feature-branch");
-    assert_eq!((&result["filesChanged"], &result["insertions"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&result["filesChanged"], &result["insertions"]),
+        (&json!(1), &json!(1))
+    );
     assert_eq!(result["deletions"], 0);
     let usage = &session["usage"];
     assert!(usage["inputTokens"].as_u64() >= Some(3_900), "{usage}");
     assert!(usage["outputTokens"].as_u64() >= Some(190), "{usage}");
     assert!(usage["costUsd"].as_f64() > Some(0.0), "{usage}");
-    assert_eq!(session["output"]["summary"], "Implemented JWT authentication middleware");
+    assert_eq!(
+        session["output"]["summary"],
+        "Implemented JWT authentication middleware"
+    );
     assert!(session["output"].get("logs").is_none());
 }
 
@@ -150,13 +175,26 @@ fn check_output(output: &Value, commit: &str) {
     let logs = lines_of(output);
     assert!(logs.contains(&"Created file: src/auth.js"), "{logs:#?}");
     assert!(logs.contains(&"I write the middleware."), "{logs:#?}");
-    assert!(logs.iter().any(|line| line.starts_with("Ran: git add --all")), "{logs:#?}");
-    assert!(!logs.iter().any(|line| line.starts_with('{')), "raw JSON: {logs:#?}");
+    assert!(
+        logs.iter()
+            .any(|line| line.starts_with("Ran: git add --all")),
+        "{logs:#?}"
+    );
+    assert!(
+        !logs.iter().any(|line| line.starts_with('{')),
+        "raw JSON: {logs:#?}"
+    );
     let artifacts = json!([
         { "type": "file", "path": "src/auth.js" },
         { "type": "commit", "sha": commit },
     ]);
     assert_eq!(output["artifacts"], artifacts);
-    assert_eq!(output["summary"], "Implemented JWT authentication middleware");
-    assert_eq!(output["nextSteps"], json!(["Add refresh token support", "Implement rate limiting"]));
+    assert_eq!(
+        output["summary"],
+        "Implemented JWT authentication middleware"
+    );
+    assert_eq!(
+        output["nextSteps"],
+        json!(["Add refresh token support", "Implement rate limiting"])
+    );
 }

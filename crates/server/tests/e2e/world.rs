@@ -63,7 +63,11 @@ pub struct World {
 impl World {
     /// The real CLI with `scripts`, by name; of those that match, the first by name plays.
     pub async fn with_scripts<const N: usize>(scripts: [(&str, &str); N]) -> Self {
-        Self::new(Scripts::from_texts(scripts).expect("the scripts are valid"), None).await
+        Self::new(
+            Scripts::from_texts(scripts).expect("the scripts are valid"),
+            None,
+        )
+        .await
     }
 
     /// The misbehaving stand-in for the CLI.
@@ -78,7 +82,10 @@ impl World {
         let model = ScriptedModel::start("127.0.0.1:0", scripts, Options { require_key })
             .await
             .expect("a free port");
-        let dir = tempfile::Builder::new().prefix("baton-e2e-").tempdir().expect("a directory");
+        let dir = tempfile::Builder::new()
+            .prefix("baton-e2e-")
+            .tempdir()
+            .expect("a directory");
         let instance = format!("e2e-{}", uuid::Uuid::new_v4().simple());
         let data_dir = dir.path().join("data");
         std::fs::create_dir(&data_dir).expect("a data directory");
@@ -93,7 +100,10 @@ impl World {
             ("GITHUB_TOKEN", GITHUB_TOKEN.to_owned()),
             ("BATON_LISTEN", "127.0.0.1:0".to_owned()),
             ("BATON_DATA_DIR", data_dir.display().to_string()),
-            ("BATON_GIT_BASE_URL", format!("file://{}", remotes.display())),
+            (
+                "BATON_GIT_BASE_URL",
+                format!("file://{}", remotes.display()),
+            ),
             ("HOME", dir.path().display().to_string()),
             ("RUST_LOG", "info,baton=debug".to_owned()),
         ]);
@@ -103,7 +113,14 @@ impl World {
             }
         }
         environment.extend(image.map(|image| ("CLAUDE_CONTAINER_IMAGE", image)));
-        Self { api: Api::new(SECRET), model, instance, dir, environment, server: None }
+        Self {
+            api: Api::new(SECRET),
+            model,
+            instance,
+            dir,
+            environment,
+            server: None,
+        }
     }
 
     // --- before the start -------------------------------------------------------------------------
@@ -134,7 +151,10 @@ impl World {
     pub async fn start_server(&mut self) {
         let log = self.log();
         let skip = log.len();
-        let file = File::options().create(true).append(true).open(self.log_path());
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path());
         let file = file.expect("the server's log");
         let child = Command::new(env!("CARGO_BIN_EXE_baton"))
             .arg("serve")
@@ -151,14 +171,18 @@ impl World {
         let listens = eventually(SERVER_LIMIT, async || {
             let log = self.log();
             address = log[skip..].lines().find_map(|line| {
-                line.strip_prefix("baton listens on ").map(|url| url.trim().to_owned())
+                line.strip_prefix("baton listens on ")
+                    .map(|url| url.trim().to_owned())
             });
             address.is_some() || self.has_ended().is_some()
         })
         .await;
         match address {
             Some(address) => self.api.listens_on(&address),
-            None => panic!("the server does not listen (in time: {listens}):\n{}", self.log()),
+            None => panic!(
+                "the server does not listen (in time: {listens}):\n{}",
+                self.log()
+            ),
         }
     }
 
@@ -230,14 +254,17 @@ impl World {
         let status = std::fs::read_to_string(path).expect("the server runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let figure = line.and_then(|line| line.trim().strip_suffix(" kB"));
-        figure.and_then(|figure| figure.parse().ok()).expect("the kernel tells the memory")
+        figure
+            .and_then(|figure| figure.parse().ok())
+            .expect("the kernel tells the memory")
     }
 
     // --- sessions ---------------------------------------------------------------------------------
 
     /// Creates an implementation session on `owner/repo`; gives its id.
     pub async fn create(&self, requirements: &str, dependencies: &[&str]) -> String {
-        self.create_with(json!({ "dependencies": dependencies }), requirements).await
+        self.create_with(json!({ "dependencies": dependencies }), requirements)
+            .await
     }
 
     /// The same with more fields of `session`.
@@ -249,13 +276,18 @@ impl World {
         if let (Some(session), Value::Object(fields)) = (session.as_object_mut(), fields) {
             session.extend(fields);
         }
-        let answer = self.api.call("session.create", json!({ "session": session })).await;
+        let answer = self
+            .api
+            .call("session.create", json!({ "session": session }))
+            .await;
         text(&answer["data"]["session"]["id"])
     }
 
     /// Asks for a session to start.
     pub async fn start(&self, id: &str) -> Value {
-        self.api.call("session.start", json!({ "sessionId": id })).await
+        self.api
+            .call("session.start", json!({ "sessionId": id }))
+            .await
     }
 
     /// Creates a session and starts it.
@@ -273,12 +305,17 @@ impl World {
 
     /// Asks for a session to stop.
     pub async fn cancel(&self, id: &str) -> Value {
-        self.api.call("session.cancel", json!({ "sessionId": id })).await
+        self.api
+            .call("session.cancel", json!({ "sessionId": id }))
+            .await
     }
 
     /// A session as it is now.
     pub async fn session(&self, id: &str) -> Value {
-        let mut answer = self.api.call("session.get", json!({ "sessionId": id })).await;
+        let mut answer = self
+            .api
+            .call("session.get", json!({ "sessionId": id }))
+            .await;
         answer["data"]["session"].take()
     }
 
@@ -361,8 +398,13 @@ impl World {
         let path = format!("/api/v1/sessions/{id}/events?after={seq}");
         let Answer { status, text, .. } = self.api.get(&path).await;
         assert_eq!(status, 200, "{text}");
-        let parsed = text.lines().filter(|line| !line.is_empty()).map(serde_json::from_str);
-        parsed.collect::<Result<_, _>>().expect("events are JSON, one a line")
+        let parsed = text
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(serde_json::from_str);
+        parsed
+            .collect::<Result<_, _>>()
+            .expect("events are JSON, one a line")
     }
 
     /// Listens to what happens to this world's containers.
@@ -399,9 +441,14 @@ impl World {
         let tail = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
         eprintln!("--- the server's log:\n{}", tail.join("\n"));
         for name in docker_now(&["ps", "--all", "--format", "{{.Names}}"], &self.instance) {
-            let output = Command::new("docker").args(["logs", "--tail", "20", &name]).output();
+            let output = Command::new("docker")
+                .args(["logs", "--tail", "20", &name])
+                .output();
             let said = output.map(|output| [output.stdout, output.stderr].concat());
-            eprintln!("--- {name}:\n{}", String::from_utf8_lossy(&said.unwrap_or_default()));
+            eprintln!(
+                "--- {name}:\n{}",
+                String::from_utf8_lossy(&said.unwrap_or_default())
+            );
         }
     }
 }
@@ -418,21 +465,35 @@ impl Drop for World {
         }
         let containers = docker_now(&["ps", "--all", "--quiet"], &self.instance);
         discard(&["rm", "--force", "--volumes"], &containers);
-        discard(&["volume", "rm", "--force"], &docker_now(&["volume", "ls", "--quiet"], &self.instance));
+        discard(
+            &["volume", "rm", "--force"],
+            &docker_now(&["volume", "ls", "--quiet"], &self.instance),
+        );
     }
 }
 
 /// What a list of Docker's has of an instance, without an executor; for the end of a test.
 fn docker_now(list: &[&str], instance: &str) -> Vec<String> {
     let filter = format!("label=baton.instance={instance}");
-    let output = Command::new("docker").args(list).args(["--filter", &filter]).output();
+    let output = Command::new("docker")
+        .args(list)
+        .args(["--filter", &filter])
+        .output();
     let names = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    names.unwrap_or_default().lines().map(str::to_owned).collect()
+    names
+        .unwrap_or_default()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 fn discard(verb: &[&str], names: &[String]) {
     if !names.is_empty() {
-        let _ = Command::new("docker").args(verb).args(names).stdout(Stdio::null()).status();
+        let _ = Command::new("docker")
+            .args(verb)
+            .args(names)
+            .stdout(Stdio::null())
+            .status();
     }
 }
 
@@ -445,12 +506,18 @@ pub fn is_over(session: &Value) -> bool {
 /// A JSON string's text.
 #[track_caller]
 pub fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("not a text: {value}")).to_owned()
+    value
+        .as_str()
+        .unwrap_or_else(|| panic!("not a text: {value}"))
+        .to_owned()
 }
 
 /// The log lines of an output.
 pub fn lines_of(output: &Value) -> Vec<&str> {
-    let lines = output["logs"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let lines = output["logs"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     lines.iter().filter_map(Value::as_str).collect()
 }
 
@@ -466,7 +533,10 @@ pub fn stdout_lines(events: &[Value]) -> Vec<String> {
 
 /// How often `event` happened to the session.
 pub fn count_of(events: &[Value], event: &str) -> usize {
-    events.iter().filter(|of| of["type"] == "session" && of["event"] == event).count()
+    events
+        .iter()
+        .filter(|of| of["type"] == "session" && of["event"] == event)
+        .count()
 }
 
 /// All regular files below `dir`.
