@@ -58,7 +58,7 @@ impl Refusing {
         }
     }
 
-    async fn is_as_before(self) {
+    async fn is_as_before(&self) {
         assert_eq!(self.app.get("/api/v1/sessions").await.text(), self.list);
         assert_eq!(self.app.get("/health").await.status, 200);
     }
