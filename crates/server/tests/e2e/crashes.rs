@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::api::wrapped;
 use crate::docker::{docker, inspect};
-use crate::fake_claude::{numbered, numbered_lines};
+use crate::fake_claude::{numbered, numbered_lines, steps};
 use crate::remote::Remote;
 use crate::world::{SESSION_LIMIT, World, count_of, eventually, stdout_lines, text};
 
@@ -271,6 +271,30 @@ async fn claude_that_ends_while_no_server_is_there_has_completed() {
     assert!(ended, "Claude does not end");
     world.start_server().await;
     check(&world, &remote, &id, LINES).await;
+}
+
+#[tokio::test]
+async fn claude_is_not_started_again_in_a_container_that_is() {
+    let mut world = World::with_fake_claude().await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    world.start_server().await;
+    let requirements = steps(json!([["count_start"], ["numbered", 1, 0], ["hang"]]));
+    let id = world.run(&requirements, &[]).await;
+    world.printed(&id, &format!("line 000000 {:064}", 0)).await;
+    let container = text(&world.session(&id).await["containerId"]);
+    // A server that saw the container's end would not let it live.
+    world.kill_server();
+    docker(["kill", &container]).await;
+    docker(["start", &container]).await;
+    world.start_server().await;
+    let session = world.failed(&id, "interrupted").await;
+    let branch = text(&session["result"]["branch"]);
+    let starts = remote.file(&branch, "starts.txt").await;
+    assert_eq!(starts.as_deref(), Some("started\n"));
+    assert_eq!(world.model.journal().entries().len(), 1);
+    assert_eq!(count_of(&world.events(&id).await, "claude_started"), 1);
 }
 
 /// Waits until the first turn of script `wait` was asked for `times` times.

@@ -6,6 +6,9 @@ use crate::api::wrapped;
 use crate::fake_claude::steps;
 use crate::world::{SESSION_LIMIT, World, count_of, eventually, text};
 
+/// Clients that ask for the same start.
+const STARTS_AT_ONCE: usize = 30;
+
 /// Plays only where the prompt has what both implementations said.
 const TESTING: &str = r#"
 match = ["Write comprehensive tests", "The backend listens on 8080.", "The frontend is one page."]
@@ -139,6 +142,31 @@ async fn one_slot_is_never_taken_twice() {
     assert!(containers.most_at_once() <= 2, "{:?}", containers.seen());
     assert_eq!(containers.count("create"), ids.len());
     assert_eq!(containers.count("start"), ids.len());
+}
+
+#[tokio::test]
+async fn session_that_many_start_at_once_starts_once() {
+    let mut world = World::with_fake_claude().await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    let containers = world.container_events();
+    world.start_server().await;
+    let requirements = steps(json!([["count_start"], ["result", "Done."]]));
+    let id = world.create(&requirements, &[]).await;
+    let start = wrapped("session.start", json!({ "sessionId": id }));
+    let asked = (0..STARTS_AT_ONCE).map(|_| world.api.webhook(&start));
+    for answer in futures::future::join_all(asked).await {
+        // Later ones may find it running.
+        assert!([200, 409].contains(&answer.status), "{}", answer.text);
+    }
+    world.completed(&id).await;
+    containers.until("destroy", 1).await;
+    assert_eq!(containers.count("start"), 1, "{:?}", containers.seen());
+    assert_eq!(world.model.journal().entries().len(), 1);
+    let events = world.events(&id).await;
+    assert_eq!(count_of(&events, "start_requested"), 1);
+    assert_eq!(count_of(&events, "claude_started"), 1);
 }
 
 #[tokio::test]
