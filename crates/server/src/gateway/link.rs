@@ -213,26 +213,31 @@ async fn store_batch<Io: AsyncWrite>(
         position
     };
     append(gate, lines_position, &batch).await?;
-    failpoint::reach("output_stored");
+    if !batch.is_empty() {
+        failpoint::reach("output_stored");
+    }
+    let [recorded, acknowledged] = failpoints(note.as_ref());
     let ended = matches!(note, Some(Note::Ended(_)));
     if let Some(note) = note {
         if let Some(event) = event_of(gate, note) {
             gate.apply(&event).await?;
         }
-        failpoint::reach(if ended {
-            "ended_recorded"
-        } else {
-            "note_recorded"
-        });
+        failpoint::reach(recorded);
         append(gate, position, &[]).await?;
     }
     send(writer, &Frame::Ack(position)).await?;
-    failpoint::reach(if ended {
-        "ended_acknowledged"
-    } else {
-        "output_acknowledged"
-    });
+    failpoint::reach(acknowledged);
     Ok(ended)
+}
+
+/// The points at which a note's saying is recorded, and its batch acknowledged.
+fn failpoints(note: Option<&Note>) -> [&'static str; 2] {
+    match note {
+        None => ["", "output_acknowledged"],
+        Some(Note::Setup { .. }) => ["setup_recorded", "setup_acknowledged"],
+        Some(Note::ClaudeStarted) => ["start_recorded", "start_acknowledged"],
+        Some(Note::Ended(_)) => ["ended_recorded", "ended_acknowledged"],
+    }
 }
 
 fn event_of(gate: &Gate, note: Note) -> Option<SessionEvent> {

@@ -7,9 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::api::wrapped;
+use crate::docker::{docker, inspect};
 use crate::fake_claude::{numbered, numbered_lines};
 use crate::remote::Remote;
-use crate::world::{World, count_of, eventually, stdout_lines, text};
+use crate::world::{SESSION_LIMIT, World, count_of, eventually, stdout_lines, text};
 
 /// Lines of a session in which the server dies once.
 const LINES: usize = 60;
@@ -173,8 +174,18 @@ async fn server_dies_when_a_job_was_sent() {
 }
 
 #[tokio::test]
+async fn server_dies_when_a_step_before_claude_was_recorded() {
+    dies_at("setup_recorded").await;
+}
+
+#[tokio::test]
 async fn server_dies_when_claudes_start_was_recorded() {
-    dies_at("note_recorded").await;
+    dies_at("start_recorded").await;
+}
+
+#[tokio::test]
+async fn server_dies_when_claudes_start_was_acknowledged() {
+    dies_at("start_acknowledged").await;
 }
 
 #[tokio::test]
@@ -241,6 +252,61 @@ async fn server_dies_again_and_again_while_output_flows() {
 }
 
 #[tokio::test]
+async fn claude_that_ends_while_no_server_is_there_has_completed() {
+    let mut world = World::with_fake_claude().await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    world.start_server().await;
+    let id = world.run(&numbered(LINES, LINE_PAUSE_MS), &[]).await;
+    world.printed(&id, &format!("line 000000 {:064}", 0)).await;
+    let container = text(&world.session(&id).await["containerId"]);
+    world.kill_server();
+    let ended = eventually(SESSION_LIMIT, async || {
+        !docker(["top", &container, "-eo", "pid,args"])
+            .await
+            .contains("python3")
+    })
+    .await;
+    assert!(ended, "Claude does not end");
+    world.start_server().await;
+    check(&world, &remote, &id, LINES).await;
+}
+
+/// Waits until the first turn of script `wait` was asked for `times` times.
+async fn asked(world: &World, times: usize) {
+    let journal = world.model.journal();
+    let seen = journal.wait_until(SESSION_LIMIT, |entries| {
+        entries.iter().filter(|entry| entry.asks("wait", 0)).count() >= times
+    });
+    seen.await.expect("Claude asks the model");
+}
+
+#[tokio::test]
+async fn model_call_that_is_under_way_when_the_server_dies_is_made_again() {
+    let script = "match = ['Wait and write']\n[[turn]]\nhold = 'answer'\n[[turn.tool]]\n\
+        name = 'Write'\n[turn.tool.input]\nfile_path = '{{cwd}}/late.txt'\ncontent = 'at last'\n";
+    let mut world = World::with_scripts([("wait", script)]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    world.start_server().await;
+    let id = world.run("Wait and write", &[]).await;
+    asked(&world, 1).await;
+    world.kill_server();
+    world.start_server().await;
+    asked(&world, 2).await;
+    world.model.release("answer");
+    let session = world.completed(&id).await;
+    let branch = text(&session["result"]["branch"]);
+    assert_eq!(
+        remote.file(&branch, "late.txt").await.as_deref(),
+        Some("at last")
+    );
+    assert_eq!(count_of(&world.events(&id).await, "claude_started"), 1);
+}
+
+#[tokio::test]
 async fn server_that_is_asked_to_stop_leaves_sessions_running_and_the_next_adopts_them() {
     let mut world = World::with_fake_claude().await;
     let remote = world
@@ -252,7 +318,7 @@ async fn server_that_is_asked_to_stop_leaves_sessions_running_and_the_next_adopt
     let status = world.stop_server().await;
     assert_eq!(status.code(), Some(0), "{status}");
     let container = text(&session["containerId"]);
-    let state = crate::docker::inspect(&container)
+    let state = inspect(&container)
         .await
         .map(|of| of["State"]["Running"].clone());
     assert_eq!(state, Some(Value::Bool(true)));

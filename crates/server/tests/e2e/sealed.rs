@@ -57,9 +57,10 @@ impl Held {
         }
     }
 
-    /// Runs a shell in the sandbox as root with every capability; gives all it said.
+    /// Runs a shell in the sandbox as root; gives all it said. Without capabilities it reads the
+    /// files of root alone: the rest is to be looked at as Claude's user, who owns it.
     async fn as_root(&self, script: &str) -> (bool, String) {
-        self.exec(&["--privileged", "--user=0"], script).await
+        self.exec(&["--user=0"], script).await
     }
 
     /// Runs a shell in the sandbox as Claude's own user; gives all it said.
@@ -106,7 +107,7 @@ async fn sandbox_holds_no_secret_and_neither_does_anything_that_is_kept() {
     check_confined(&inspected);
 
     let (_, said) = held
-        .as_root("cat /proc/[0-9]*/environ | tr '\\0' '\\n'")
+        .as_claude("cat /proc/[0-9]*/environ | tr '\\0' '\\n'")
         .await;
     assert!(
         said.contains("ANTHROPIC_BASE_URL="),
@@ -114,7 +115,7 @@ async fn sandbox_holds_no_secret_and_neither_does_anything_that_is_kept() {
     );
     check_clean("an environment", &said);
     let (_, said) = held
-        .as_root("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'")
+        .as_claude("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'")
         .await;
     assert!(
         said.contains("stream-json"),
@@ -130,14 +131,14 @@ async fn sandbox_holds_no_secret_and_neither_does_anything_that_is_kept() {
         "grep -rlFa --devices=skip {} {places}; true",
         patterns.join(" ")
     );
-    let (_, found) = held.as_root(&search).await;
-    assert!(
-        !found.lines().any(|line| line.starts_with('/')),
-        "found in {found}"
-    );
-    let (ok, said) = held
-        .as_root("test -s /workspace/README.md && ls -A /state/claude")
-        .await;
+    for (_, found) in [held.as_root(&search).await, held.as_claude(&search).await] {
+        assert!(
+            !found.lines().any(|line| line.starts_with('/')),
+            "found in {found}"
+        );
+    }
+    let search = "grep -rlFa --devices=skip Nothing /workspace && ls -A /state/claude";
+    let (ok, said) = held.as_claude(search).await;
     assert!(ok, "the search saw nothing: {said}");
     let (_, said) = held
         .as_claude("git config --list --show-origin; git remote -v")
@@ -311,4 +312,49 @@ async fn check_pushes(held: &Held, base: &str) {
     let push = format!("git push --force {base}/git/repository.git HEAD:{own}");
     let (ok, said) = held.as_claude(&push).await;
     assert!(ok, "{said}");
+}
+
+const HOOK: &str = r#"{"hooks": {"SessionStart": [{"hooks": [{"type": "command",
+    "command": "echo yes > /tmp/hook-ran"}]}]}}"#;
+const SYSTEM: &str = "system = ['Words are to be spelled the British way.']";
+const LOOK_FOR_HOOK: &str = r#"
+match = ["Did the hook run"]
+[[turn]]
+[[turn.tool]]
+name = "Bash"
+[turn.tool.input]
+command = "cat /tmp/hook-ran || echo no"
+[[turn]]
+text = "{{last_tool_result}}"
+"#;
+
+#[tokio::test]
+async fn repository_brings_its_words_but_its_hooks_only_where_they_are_let_in() {
+    // Claude itself puts CLAUDE.md beside the prompt; where it may not, the system prompt has it.
+    let in_system_prompt = [SYSTEM, LOOK_FOR_HOOK].concat();
+    let scripts = [
+        ("10-system", in_system_prompt.as_str()),
+        ("20-plain", LOOK_FOR_HOOK),
+    ];
+    let mut world = World::with_scripts(scripts).await;
+    let words = ("CLAUDE.md", "Words are to be spelled the British way.\n");
+    world
+        .remote("owner/repo", &[words, (".claude/settings.json", HOOK)])
+        .await;
+    world.start_server().await;
+    let session = world.ran("Did the hook run").await;
+    assert_eq!(session["status"], "completed", "{session:#}");
+    let summary = text(&session["output"]["summary"]);
+    assert!(summary.lines().any(|line| line == "no"), "{summary}");
+    assert!(!summary.contains("yes"), "{summary}");
+    assert_eq!(
+        world.model.journal().asked("20-plain", 0),
+        0,
+        "CLAUDE.md was not passed on"
+    );
+
+    let fields = json!({ "options": { "projectSettings": true, "autoStart": true } });
+    let id = world.create_with(fields, "Did the hook run").await;
+    let session = world.completed(&id).await;
+    assert_eq!(session["output"]["summary"], "yes");
 }

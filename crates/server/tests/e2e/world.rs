@@ -30,6 +30,8 @@ const SERVER_LIMIT: Duration = Duration::from_secs(30);
 pub const SESSION_LIMIT: Duration = Duration::from_secs(90);
 /// How often something is looked at that cannot be waited for.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// How often what is left in Docker is looked for at the end.
+const DISCARD_TRIES_MAX: usize = 100;
 /// How much of the server's log a failed test shows.
 const LOG_LINES_SHOWN: usize = 60;
 
@@ -463,12 +465,20 @@ impl Drop for World {
         if std::thread::panicking() {
             self.show();
         }
-        let containers = docker_now(&["ps", "--all", "--quiet"], &self.instance);
-        discard(&["rm", "--force", "--volumes"], &containers);
-        discard(
-            &["volume", "rm", "--force"],
-            &docker_now(&["volume", "ls", "--quiet"], &self.instance),
-        );
+        // A removal that the server asked for may be under way, and holds the volumes until it ends.
+        for _ in 0..DISCARD_TRIES_MAX {
+            discard(
+                &["rm", "--force"],
+                &docker_now(&["ps", "--all", "--quiet"], &self.instance),
+            );
+            let volumes = docker_now(&["volume", "ls", "--quiet"], &self.instance);
+            if volumes.is_empty() {
+                return;
+            }
+            discard(&["volume", "rm", "--force"], &volumes);
+            std::thread::sleep(LOOK_PAUSE);
+        }
+        eprintln!("something of {} is left in Docker", self.instance);
     }
 }
 
@@ -489,11 +499,7 @@ fn docker_now(list: &[&str], instance: &str) -> Vec<String> {
 
 fn discard(verb: &[&str], names: &[String]) {
     if !names.is_empty() {
-        let _ = Command::new("docker")
-            .args(verb)
-            .args(names)
-            .stdout(Stdio::null())
-            .status();
+        let _ = Command::new("docker").args(verb).args(names).output();
     }
 }
 
