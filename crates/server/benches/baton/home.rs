@@ -1,0 +1,120 @@
+//! One server's home: its data directory, a remote with one repository, and what it leaves in
+//! Docker, which goes with it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::Bench;
+
+/// The one repository.
+pub const REPOSITORY: &str = "bench/repository";
+
+/// Removes what its server made when dropped.
+pub struct Home {
+    dir: tempfile::TempDir,
+}
+
+impl Home {
+    pub fn new(bench: &Bench) -> Result<Self> {
+        let home = Self {
+            dir: tempfile::tempdir_in(bench.scratch.path())?,
+        };
+        home.make_remote()?;
+        Ok(home)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.path().join("data")
+    }
+
+    pub fn remotes(&self) -> PathBuf {
+        self.path().join("remotes")
+    }
+
+    /// The label of all that the server makes in Docker; none before its first start.
+    pub fn label(&self) -> Option<String> {
+        let instance = fs::read_to_string(self.data_dir().join("instance")).ok()?;
+        Some(format!("baton.instance={}", instance.trim()))
+    }
+
+    fn make_remote(&self) -> Result<()> {
+        let remote = self.remotes().join(format!("{REPOSITORY}.git"));
+        let first = self.path().join("first");
+        git(
+            &["init", "--quiet", "--bare", "--initial-branch=main"],
+            &remote,
+        )?;
+        git(&["init", "--quiet", "--initial-branch=main"], &first)?;
+        fs::write(first.join("README.md"), "# A repository to be cloned\n")?;
+        let first = first.to_string_lossy();
+        let remote = remote.to_string_lossy();
+        let identity = [
+            "-c",
+            "user.name=Bench",
+            "-c",
+            "user.email=bench@example.com",
+        ];
+        run(Command::new("git").args(["-C", &first, "add", "README.md"]))?;
+        run(Command::new("git")
+            .args(["-C", &first])
+            .args(identity)
+            .args(["commit", "--quiet", "-m", "Begin"]))?;
+        run(Command::new("git").args(["-C", &first, "push", "--quiet", &remote, "main"]))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(label) = self.label() {
+            remove_labelled(&label);
+        }
+    }
+}
+
+fn git(args: &[&str], dir: &Path) -> Result<()> {
+    run(Command::new("git").args(args).arg(dir))
+}
+
+/// Runs a program to its end; its complaints are ours.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| format!("{command:?} cannot be run"))?;
+    ensure!(status.success(), "{command:?} failed");
+    Ok(())
+}
+
+/// Removes containers and volumes with that label. What does not go is told and left.
+pub fn remove_labelled(label: &str) {
+    let filter = format!("label={label}");
+    for (list, remove) in [
+        (
+            &["ps", "--all", "--quiet"][..],
+            &["rm", "--force", "--volumes"][..],
+        ),
+        (&["volume", "ls", "--quiet"], &["volume", "rm", "--force"]),
+    ] {
+        let listed = Command::new("docker")
+            .args(list)
+            .args(["--filter", &filter])
+            .output();
+        let listed = listed.map(|output| output.stdout).unwrap_or_default();
+        let names = String::from_utf8_lossy(&listed);
+        let names: Vec<&str> = names.split_whitespace().collect();
+        for some in names.chunks(50) {
+            let mut command = Command::new("docker");
+            if let Err(error) = run(command.args(remove).args(some).stderr(Stdio::null())) {
+                eprintln!("not removed: {error:#}");
+            }
+        }
+    }
+}

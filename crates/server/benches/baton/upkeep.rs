@@ -1,0 +1,193 @@
+//! What a session costs beyond Docker, git and Claude: every operation, transition, append and
+//! plan of its life, in this process, one after the other, with a real store on the real disk.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use baton::clock::{Clock, SystemClock};
+use baton::orchestrator::{
+    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds, Refusal,
+};
+use baton::store::{OutputLine, Store, StoreSettings};
+use baton::transition;
+use baton_agent::protocol::{Ending, Exit, Stream};
+use baton_domain::ending::{ClaudeResult, Outcome};
+use baton_domain::observe::{Sandboxes, Snapshot};
+use baton_domain::plan::{Limits, plan};
+use baton_domain::session::Report;
+use baton_domain::{Attempt, Kind, Project, SessionEvent, SessionId};
+use jiff::SignedDuration;
+use tokio::sync::Notify;
+
+use crate::table::{Aim, Row, Unit, median, print, print_note};
+use crate::{Bench, disk};
+
+const SESSIONS: usize = 500;
+const LIMITS: Limits = Limits {
+    slots_max: 4,
+    prepared_max: 4,
+    stop_grace: SignedDuration::from_secs(60),
+};
+
+/// A chain; each session with its six changes of state and what Claude said in between.
+pub fn run(bench: &Bench) -> Result<()> {
+    let commits = bench
+        .runtime
+        .block_on(disk::sqlite_commits(bench.scratch.path()))?;
+    let lives = bench.runtime.block_on(async {
+        let upkeep = Upkeep::new(bench).await?;
+        let mut lives = Vec::with_capacity(SESSIONS);
+        let mut before = None;
+        for _ in 0..SESSIONS {
+            let begin = Instant::now();
+            before = Some(upkeep.live(before).await?);
+            lives.push(begin.elapsed().as_secs_f64() * 1e3);
+        }
+        upkeep.store.close().await;
+        anyhow::Ok(lives)
+    })?;
+    let own_ms = median(lives);
+    print(&Row {
+        figure: "a session without Docker, git and Claude",
+        unit: Unit::Ms,
+        measured: own_ms,
+        baseline: Some((commits.p50_ms(), "one durable SQLite commit")),
+        aim: Some(Aim::AtMost(2.0)),
+    });
+    print_note(
+        "8 durable commits each: made, asked for, launched, begun, 2 of output, ended, concluded",
+    );
+    Ok(())
+}
+
+struct Upkeep {
+    store: Store,
+    orchestrator: Orchestrator,
+    clock: Arc<dyn Clock>,
+    _dir: tempfile::TempDir,
+}
+
+struct AlwaysOpen;
+
+impl Admission for AlwaysOpen {
+    fn check(&self) -> Result<(), Refusal> {
+        Ok(())
+    }
+}
+
+impl Upkeep {
+    async fn new(bench: &Bench) -> Result<Self> {
+        let dir = tempfile::tempdir_in(bench.scratch.path())?;
+        let store = Store::open(dir.path(), StoreSettings::default()).await?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let orchestrator = Orchestrator::new(OrchestratorParts {
+            store: store.clone(),
+            clock: Arc::clone(&clock),
+            ids: Arc::new(RandomIds),
+            wake: Arc::new(Notify::new()),
+            admission: Arc::new(AlwaysOpen),
+            slots_max: LIMITS.slots_max,
+        });
+        Ok(Self {
+            store,
+            orchestrator,
+            clock,
+            _dir: dir,
+        })
+    }
+
+    /// One session from its creation to its end, as the server takes it there.
+    async fn live(&self, dependency: Option<SessionId>) -> Result<SessionId> {
+        let new = NewSession {
+            id: None,
+            kind: Kind::Implementation,
+            project: Project {
+                repository: crate::home::REPOSITORY.parse()?,
+                branch: None,
+                requirements: crate::requests::REQUIREMENTS.into(),
+                context: None,
+            },
+            dependencies: dependency.into_iter().collect(),
+            auto_start: false,
+            timeout_s: None,
+            project_settings: false,
+        };
+        let Accepted::Now(made) = self.orchestrator.create_session(new, None).await? else {
+            anyhow::bail!("it was made before");
+        };
+        let id = made.session.id;
+        self.orchestrator.start_session(id).await?;
+        let attempt = Attempt::FIRST;
+        ensure!(self.actions() == 1, "its launch was not planned");
+        self.apply(id, &SessionEvent::LaunchDecided(attempt), None)
+            .await?;
+        self.apply(id, &SessionEvent::ClaudeStarted(attempt), None)
+            .await?;
+        for position in [1, 2] {
+            self.store
+                .append_output(id, attempt, position, &[line()])
+                .await?;
+        }
+        self.apply(
+            id,
+            &SessionEvent::AgentEnded(attempt, Box::new(ending())),
+            None,
+        )
+        .await?;
+        ensure!(self.actions() == 1, "its end was not planned");
+        let concluded = SessionEvent::Concluded(attempt, Outcome::Completed);
+        self.apply(id, &concluded, Some(Report::default())).await?;
+        self.actions();
+        Ok(id)
+    }
+
+    async fn apply(
+        &self,
+        id: SessionId,
+        event: &SessionEvent,
+        report: Option<Report>,
+    ) -> Result<()> {
+        let applied = transition::apply(&self.store, self.clock.as_ref(), id, event, report);
+        applied
+            .await
+            .map(drop)
+            .with_context(|| format!("{} was not recorded", event.name()))
+    }
+
+    /// How many actions a pass of the reconciler plans.
+    fn actions(&self) -> usize {
+        let snapshot = Snapshot {
+            sessions: self.store.active(),
+            sandboxes: Sandboxes::default(),
+            busy: std::collections::HashSet::new(),
+            now: self.clock.now(),
+        };
+        plan(&snapshot, |id| self.store.standing(id), &LIMITS).len()
+    }
+}
+
+fn line() -> OutputLine {
+    OutputLine {
+        at: jiff::Timestamp::UNIX_EPOCH,
+        stream: Stream::Stdout,
+        bytes: br#"{"type":"assistant","message":{"content":[{"type":"text","text":"Done."}]}}"#
+            .as_slice()
+            .into(),
+        cut_bytes: 0,
+        line_end: true,
+    }
+}
+
+fn ending() -> Ending {
+    Ending {
+        result: Some(ClaudeResult {
+            subtype: "success".into(),
+            is_error: false,
+            text: "Done.".into(),
+            usage: baton_agent::protocol::Usage::default(),
+        }),
+        exit: Some(Exit::Code(0)),
+        ..Ending::default()
+    }
+}
