@@ -59,6 +59,11 @@ impl Home {
     }
 }
 
+/// The host's directory of a session's first sandbox.
+pub fn sandbox_dir(data_dir: &Path, id: &str) -> PathBuf {
+    data_dir.join("run").join(format!("{}-1", id.replace('-', "")))
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         if let Some(label) = self.label() {
@@ -71,14 +76,14 @@ fn git(args: &[&str], dir: &Path) -> Result<()> {
     run(Command::new("git").args(args).arg(dir))
 }
 
-/// Runs a program to its end; its complaints are ours.
+/// Runs a program to its end; what it complains of is told when it fails.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
+    let output = command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
+        .output()
         .with_context(|| format!("{command:?} cannot be run"))?;
-    ensure!(status.success(), "{command:?} failed");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} failed: {}", complaints.trim());
     Ok(())
 }
 
@@ -95,7 +100,7 @@ pub fn remove_labelled(label: &str) {
         let names: Vec<&str> = names.split_whitespace().collect();
         for some in names.chunks(50) {
             let mut command = Command::new("docker");
-            if let Err(error) = run(command.args(remove).args(some).stderr(Stdio::null())) {
+            if let Err(error) = run(command.args(remove).args(some)) {
                 eprintln!("not removed: {error:#}");
             }
         }
