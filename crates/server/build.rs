@@ -15,14 +15,13 @@ const PREBUILT: &str = "BATON_AGENT_BINARY";
 /// What the cargo of this build tells its children and the cargo of the agent's must not hear:
 /// flags for the server's target, and the wrappers of `cargo clippy` and `cargo check`, with which
 /// there would be no program at all.
-const NOT_INHERITED: [&str; 7] = [
+const NOT_INHERITED: [&str; 6] = [
     "CARGO_ENCODED_RUSTFLAGS",
     "CARGO_BUILD_RUSTFLAGS",
     "CARGO_BUILD_TARGET",
     "CARGO_TARGET_DIR",
     "RUSTC_WRAPPER",
     "RUSTC_WORKSPACE_WRAPPER",
-    "RUSTC",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -124,6 +124,10 @@ async fn attempt(
             message: "the sandbox was restarted while Claude ran; what it had done is kept"
                 .to_owned(),
         });
+        let ending = Ending {
+            cut: orders.cancel.borrow().then_some(Cut::Cancelled),
+            ..ending
+        };
         return with_work_saved(ending, &git, &job, &url).await;
     }
 

@@ -3,15 +3,18 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use baton_agent::protocol::Checkout;
+use tokio::time;
 
-use crate::dial::Backoff;
 use crate::git::{Git, GitError};
 use crate::log;
 
 /// How often a fetch is tried.
 const FETCH_TRIES: u32 = 3;
+/// The wait after the first try; it doubles.
+const FETCH_WAIT: Duration = Duration::from_millis(200);
 /// Directories walked in search of locks: branches have few levels.
 const LOCK_DIRS_MAX: usize = 1_000;
 
@@ -48,7 +51,7 @@ pub async fn check_out(git: &Git, checkout: &Checkout, url: &str) -> Result<(), 
         "origin",
         &refspec,
     ];
-    let mut backoff = Backoff::new();
+    let mut wait = FETCH_WAIT;
     for tries in 1.. {
         match git.run_with(&settings, "fetch", &args).await {
             Ok(_) => break,
@@ -56,7 +59,8 @@ pub async fn check_out(git: &Git, checkout: &Checkout, url: &str) -> Result<(), 
             Err(error) => {
                 log(format_args!("fetch is tried again: {error}"));
                 git.orders.server_is_there().await;
-                backoff.wait().await;
+                time::sleep(wait).await;
+                wait *= 2;
             }
         }
     }

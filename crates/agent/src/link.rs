@@ -117,17 +117,23 @@ pub fn orders() -> (OrderSenders, Orders) {
 /// Keeps a connection to the server at `socket`, for ever.
 pub async fn keep(socket: PathBuf, outbox: Rc<Outbox>, senders: Rc<OrderSenders>) {
     let mut backoff = Backoff::new();
+    let mut told = String::new();
     loop {
         let stream = dial(&socket).await;
-        match time::timeout(UPGRADE_WAIT, upgrade(stream)).await {
+        let trouble = match time::timeout(UPGRADE_WAIT, upgrade(stream)).await {
             Ok(Ok((stream, rest))) => {
                 backoff = Backoff::new();
                 let lost = converse(stream, rest, &outbox, &senders).await;
                 senders.connected.send_replace(false);
-                log(format_args!("connection lost: {lost}"));
+                format!("connection lost: {lost}")
             }
-            Ok(Err(error)) => log(format_args!("upgrade refused: {error}")),
-            Err(_) => log(format_args!("upgrade not answered")),
+            Ok(Err(error)) => format!("upgrade refused: {error}"),
+            Err(_) => "upgrade not answered".to_owned(),
+        };
+        // Not again with every try.
+        if told != trouble {
+            log(format_args!("{trouble}"));
+            told = trouble;
         }
         backoff.wait().await;
     }

@@ -124,7 +124,7 @@ pub struct Timers {
     pub first_byte_ms: u64,
     /// Between two pieces of output.
     pub silence_ms: u64,
-    /// From the result to the exit.
+    /// From the result, or what was printed after it, to the exit.
     pub result_grace_ms: u64,
     /// From SIGTERM to SIGKILL.
     pub term_grace_ms: u64,

@@ -27,7 +27,7 @@ pub struct Salvaged {
 }
 
 /// Commits what is uncommitted and pushes `HEAD`, on whatever branch or none, to the job's
-/// `push_ref`. A job without one has no work to save.
+/// `push_ref`. A job without one, or a `HEAD` that is still where it began, has no work to save.
 pub async fn salvage(git: &Git, job: &Job, url: &str) -> Salvaged {
     let Some(push_ref) = &job.push_ref else {
         return Salvaged::default();
@@ -35,8 +35,9 @@ pub async fn salvage(git: &Git, job: &Job, url: &str) -> Salvaged {
     remove_locks(&git.workspace);
     let mut failures = Vec::new();
     let head = match commit_leftovers(git, &job.session, &mut failures).await {
-        Ok(Some(head)) => push(git, url, push_ref).await.map(|()| Some(head)),
-        Ok(None) => Ok(None),
+        // Without a push the server takes the base for the result.
+        Ok(head) if head.is_none() || head.as_ref() == Some(&job.checkout.commit) => Ok(None),
+        Ok(head) => push(git, url, push_ref).await.map(|()| head),
         Err(error) => Err(error.to_string()),
     };
     let pushed = head.unwrap_or_else(|failure| {

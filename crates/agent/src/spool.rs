@@ -321,7 +321,6 @@ pub fn output(stream: baton_agent::protocol::Stream, more: bool, bytes: &[u8]) -
 mod tests {
     use super::*;
     use baton_agent::protocol::Stream;
-    use baton_domain::ending::Ending;
     use proptest::prelude::*;
     use tempfile::TempDir;
 

@@ -69,13 +69,11 @@ async fn work_is_done_saved_and_reported() {
 }
 
 #[tokio::test]
-async fn a_session_without_changes_pushes_its_base() {
+async fn nothing_is_pushed_where_nothing_changed_or_nothing_may() {
     let sandbox = Sandbox::new(&format!("echo '{RESULT}'"));
     let transcript = sandbox.run().await;
-    assert_eq!(
-        transcript.ending().pushed.as_ref(),
-        Some(&sandbox.job.checkout.commit)
-    );
+    assert_eq!(transcript.ending().pushed, None);
+    assert_eq!(transcript.ending().salvage_failure, None);
     let mut sandbox = Sandbox::new(&format!("echo x > x; echo '{RESULT}'"));
     sandbox.job.push_ref = None;
     let transcript = sandbox.run().await;

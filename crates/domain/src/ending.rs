@@ -92,7 +92,8 @@ pub struct Ending {
     pub oom_kills: u64,
     /// The last of what Claude wrote to stderr, at most 2 KiB.
     pub stderr_tail: String,
-    /// The commit the agent pushed, leftovers included; none for sessions that don't write.
+    /// The commit the agent pushed, leftovers included; none where nothing changed, and for
+    /// sessions that don't write.
     pub pushed: Option<String>,
     /// Why the work could not be saved, where it couldn't.
     pub salvage_failure: Option<String>,

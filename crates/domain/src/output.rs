@@ -74,7 +74,7 @@ pub fn log_lines(line: &[u8], workspace: &str) -> Vec<String> {
         Some("user") => tool_results(&message, workspace, &mut lines),
         Some("result") => lines.push(finished(&message)),
         Some(_) => {}
-        None => lines.push(shortened(&String::from_utf8_lossy(line))),
+        None => lines.push(shortened(String::from_utf8_lossy(line))),
     }
     lines
 }
@@ -141,7 +141,7 @@ fn tool_results(message: &Value, workspace: &str, lines: &mut Vec<String>) {
                 .lines()
                 .find(|line| !line.trim().is_empty())
                 .unwrap_or("no reason");
-            lines.push(shortened(&format!("Tool failed: {first}")));
+            lines.push(shortened(format!("Tool failed: {first}")));
             return;
         }
     }
@@ -154,7 +154,7 @@ fn tool_results(message: &Value, workspace: &str, lines: &mut Vec<String>) {
             None if result.get("structuredPatch").is_some() => format!("Changed file: {path}"),
             _ => return,
         };
-        lines.push(shortened(&changed));
+        lines.push(shortened(changed));
     }
 }
 
@@ -162,7 +162,7 @@ fn finished(message: &Value) -> String {
     if message["is_error"] == true {
         let what = message["result"].as_str().filter(|text| !text.is_empty());
         let subtype = message["subtype"].as_str().unwrap_or("error");
-        return shortened(&format!("Failed: {}", what.unwrap_or(subtype)));
+        return shortened(format!("Failed: {}", what.unwrap_or(subtype)));
     }
     let turns = message["num_turns"].as_u64().unwrap_or(0);
     let cost = message["total_cost_usd"].as_f64().unwrap_or(0.0);

@@ -158,7 +158,7 @@ fn removals(snapshot: &Snapshot, standing: &impl Fn(SessionId) -> Option<Standin
             Some(Action::Remove(sandbox.clone(), volumes))
         })
         .collect();
-    removals.sort_by(|a, b| a.session().cmp(&b.session()));
+    removals.sort_by_key(Action::session);
     removals
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use baton_domain::ending::{Ending, FailureCode, Outcome};
+use baton_domain::ending::{Ending, FailureCode, Outcome, Usage};
 use baton_domain::output::{Artifact, SessionResult, closing};
 use baton_domain::session::{Report, SessionState};
 use baton_domain::{Attempt, Branch, Session, SessionEvent};
@@ -51,19 +51,25 @@ impl Concluder {
     }
 
     /// Finishes a session that is concluding. May be repeated: landing what has landed changes
-    /// nothing, and the outcome is recorded once. With `last_try` a remote that does not answer
-    /// fails the session instead of being waited for; the work stays in the mirror.
+    /// nothing, and the outcome is recorded once. `metered` is what the gateway counted, for a
+    /// Claude that ended without saying what it used. With `last_try` a remote that does not
+    /// answer fails the session instead of being waited for; the work stays in the mirror.
     ///
     /// # Errors
     /// [`ConcludeError`]: nothing is lost, try again.
-    pub async fn conclude(&self, session: &Session, last_try: bool) -> Result<(), ConcludeError> {
+    pub async fn conclude(
+        &self,
+        session: &Session,
+        metered: Option<Usage>,
+        last_try: bool,
+    ) -> Result<(), ConcludeError> {
         let SessionState::Concluding {
             attempt, ending, ..
         } = &session.state
         else {
             return Ok(());
         };
-        let mut report = report_of(ending);
+        let mut report = report_of(ending, metered);
         let mut outcome = Outcome::of(ending);
         if ending.setup_failure.is_none() || ending.pushed.is_some() {
             match self.work(session, *attempt).await {
@@ -195,7 +201,7 @@ fn not_landed(
     Outcome::failed(code, text)
 }
 
-fn report_of(ending: &Ending) -> Report {
+fn report_of(ending: &Ending, metered: Option<Usage>) -> Report {
     let (summary, next_steps) = ending
         .result
         .as_ref()
@@ -213,7 +219,16 @@ fn report_of(ending: &Ending) -> Report {
             "the work could not be taken out of the sandbox: {why}"
         ));
     }
-    let usage = ending.result.as_ref().map(|result| result.usage);
+    let used = metered.filter(|usage| usage.input_tokens + usage.output_tokens > 0);
+    let usage = match &ending.result {
+        Some(result) => Some(result.usage),
+        None if used.is_some() => {
+            warnings
+                .push("Claude did not say what it cost; the tokens are the gateway's count".into());
+            used
+        }
+        None => None,
+    };
     Report {
         summary,
         next_steps,

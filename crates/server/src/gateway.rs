@@ -72,8 +72,10 @@ pub struct GatewayParts {
 #[derive(Clone)]
 pub struct Gateway {
     parts: Arc<GatewayParts>,
-    gates: Arc<Mutex<HashMap<(SessionId, Attempt), Arc<Gate>>>>,
+    gates: Arc<Mutex<Gates>>,
 }
+
+type Gates = HashMap<(SessionId, Attempt), Arc<Gate>>;
 
 /// One sandbox's socket.
 pub struct Gate {

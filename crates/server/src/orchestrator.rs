@@ -129,7 +129,7 @@ impl Orchestrator {
             let session = self.parts.store.session(id).await?;
             let event = match (&session.state, self.lost_dependency(&session.dependencies)) {
                 (SessionState::Blocked { dependency }, _) => {
-                    return Err(self.blocked(id, *dependency));
+                    return Err(self.blocked(id, *dependency).await);
                 }
                 (SessionState::Created | SessionState::Queued, Some(dependency)) => {
                     SessionEvent::DependencyLost(dependency)
@@ -151,7 +151,9 @@ impl Orchestrator {
                 None => {}
                 Some(session) => {
                     return match session.state {
-                        SessionState::Blocked { dependency } => Err(self.blocked(id, dependency)),
+                        SessionState::Blocked { dependency } => {
+                            Err(self.blocked(id, dependency).await)
+                        }
                         _ => Ok(self.details(session)),
                     };
                 }
@@ -393,12 +395,12 @@ impl Orchestrator {
         dependencies.iter().copied().find(lost)
     }
 
-    fn blocked(&self, id: SessionId, dependency: SessionId) -> OrchestratorError {
-        let dependency_status = self.parts.store.cached_session(dependency);
+    async fn blocked(&self, id: SessionId, dependency: SessionId) -> OrchestratorError {
+        let found = self.parts.store.session(dependency).await.ok();
         OrchestratorError::Blocked {
             id,
             dependency,
-            dependency_status: dependency_status.map(|session| self.parts.store.status(&session)),
+            dependency_status: found.map(|session| self.parts.store.status(&session)),
         }
     }
 

@@ -20,8 +20,8 @@ use baton_domain::plan::{Action, Limits, plan};
 use baton_domain::sandbox::{Sandbox, SandboxState};
 use baton_domain::session::SessionState;
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
-use futures::StreamExt;
 use futures::stream::BoxStream;
+use futures::{FutureExt, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -165,6 +165,7 @@ impl Reconciler {
         while let Some(done) = self.running.try_join_next() {
             self.note_done(done);
         }
+        self.note_sightings_so_far();
         let complete = self.look_at_runtime().await;
         let snapshot = self.snapshot(complete);
         if self.record(&snapshot).await {
@@ -283,6 +284,16 @@ impl Reconciler {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "removed volumes that were kept long enough"),
             Err(error) => tracing::warn!(%error, "old volumes were not removed"),
+        }
+    }
+
+    /// Takes in what has been seen already, without waiting for more.
+    fn note_sightings_so_far(&mut self) {
+        while let Some(stream) = &mut self.sightings {
+            match stream.next().now_or_never() {
+                Some(sighting) => self.note_sighting(sighting),
+                None => return,
+            }
         }
     }
 

@@ -63,8 +63,8 @@ impl Server {
         let store = Store::open(&data_dir, output)
             .await
             .with_context(|| format!("the store in {} cannot be opened", data_dir.display()))?;
-        let agent = agent_binary::install(&data_dir.join("agent"))
-            .context("the agent's binary cannot be laid down")?;
+        let agent =
+            agent_binary::install(&data_dir).context("the agent's binary cannot be laid down")?;
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let wake = Arc::new(Notify::new());

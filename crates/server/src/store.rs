@@ -17,7 +17,8 @@ mod types;
 mod watchers;
 mod writer;
 
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, TryLockError};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -333,7 +334,9 @@ impl Store {
             .stretches(ordinal, after, limits.events)
             .await?;
         let session_dir = segments::session_dir(&self.inner.appender.output_dir, id);
-        blocking(move || events::collect(&session_dir, stretches, after, limits)).await?
+        let session = self.cached_session(id);
+        let made_at = session.map_or(Timestamp::UNIX_EPOCH, |session| session.created_at);
+        blocking(move || events::collect(&session_dir, stretches, after, limits, made_at)).await?
     }
 
     /// The number of a session's newest event; changes wake the receiver. 0 for an unknown
@@ -417,7 +420,11 @@ impl std::fmt::Debug for Store {
 fn lock(data_dir: &Path) -> Result<File, StoreError> {
     let path = data_dir.join(LOCK_NAME);
     let open = || {
-        std::fs::create_dir_all(data_dir)?;
+        // What sessions print is for the one who runs the server.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)?;
         File::options()
             .create(true)
             .truncate(false)

@@ -96,7 +96,7 @@ impl Sandbox {
             .arg("--home-dir")
             .arg(self.path("home"))
             .args(["--port", &port.to_string()])
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .expect("the agent starts");

@@ -20,7 +20,11 @@ pub fn run(bench: &Bench) -> Result<()> {
     let image = FakeImage::build(bench)?;
     let engine = docker::connect()?;
     let home = Home::new(bench)?;
-    let server = Server::start(bench, &home, &[("CLAUDE_CONTAINER_IMAGE", image.name.as_str())])?;
+    let server = Server::start(
+        bench,
+        &home,
+        &[("CLAUDE_CONTAINER_IMAGE", image.name.as_str())],
+    )?;
     // Also warms everything up: mirror, page cache, Docker.
     let first = server.create(&Order {
         kind: "implementation",
@@ -29,7 +33,9 @@ pub fn run(bench: &Bench) -> Result<()> {
         auto_start: true,
     })?;
     server.wait_for_line("\"claude started\"", 1, LIMIT)?;
-    let body = bench.runtime.block_on(docker::body_of(&engine, &container(&server, &first)?))?;
+    let body = bench
+        .runtime
+        .block_on(docker::body_of(&engine, &container(&server, &first)?))?;
     let sandbox = sandbox_dir(&home.data_dir(), &first);
     let sandboxes = RawSandboxes::new(bench, &engine, body, &sandbox)?;
     server.call(&serde_json::json!({"type": "session.cancel", "sessionId": first}))?;
@@ -47,7 +53,9 @@ pub fn run(bench: &Bench) -> Result<()> {
             aim: (kind == "analysis").then_some(Aim::RatioAtMost(1.15)),
         });
         let label = home.label().context("a server without an instance")?;
-        let seen = bench.runtime.block_on(docker::events(&engine, &label, began))?;
+        let seen = bench
+            .runtime
+            .block_on(docker::events(&engine, &label, began))?;
         chain.print_steps(&server, &seen);
     }
     Ok(())
@@ -56,7 +64,9 @@ pub fn run(bench: &Bench) -> Result<()> {
 /// A session's container.
 pub fn container(server: &Server, id: &str) -> Result<String> {
     let session = server.session(id)?;
-    let base = session["containerId"].as_str().context("a session without a container")?;
+    let base = session["containerId"]
+        .as_str()
+        .context("a session without a container")?;
     Ok(base.to_owned())
 }
 
@@ -102,7 +112,9 @@ impl Chain {
             let events = server.session_events(&id)?;
             Ok((id, events))
         });
-        Ok(Self { sessions: sessions.collect::<Result<_>>()? })
+        Ok(Self {
+            sessions: sessions.collect::<Result<_>>()?,
+        })
     }
 
     fn ms_each(&self) -> f64 {
@@ -115,14 +127,19 @@ impl Chain {
 
     /// Where the time of a session goes: the medians of its steps.
     fn print_steps(&self, server: &Server, docker: &[(String, String, f64)]) {
-        let log: Vec<Value> =
-            server.lines("{").iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let log: Vec<Value> = server
+            .lines("{")
+            .iter()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
         let mut steps: Vec<(&str, Vec<f64>)> = Vec::new();
         let mut before = None;
         for (id, events) in &self.sessions {
             let logged = |message: &str, step: Option<&str>| logged_ms(&log, id, message, step);
             let seen = |action: &str| {
-                let found = docker.iter().find(|(of, what, _)| of == id && what == action);
+                let found = docker
+                    .iter()
+                    .find(|(of, what, _)| of == id && what == action);
                 found.map_or(f64::NAN, |(.., at)| *at)
             };
             let marks = [
@@ -154,7 +171,9 @@ impl Chain {
             }
             before = last;
         }
-        print_note("where it goes, median ms since the step before (the first: since the one before concluded):");
+        print_note(
+            "where it goes, median ms since the step before (the first: since the one before concluded):",
+        );
         for (name, times) in steps {
             print_note(&format!("  {:>7.1}  {name}", median(times)));
         }

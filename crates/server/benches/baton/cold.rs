@@ -25,7 +25,10 @@ pub fn run(bench: &Bench) -> Result<()> {
     let model = Model::start(bench)?;
     let claude = claude(bench)?;
     let home = Home::new(bench)?;
-    let settings = [("ANTHROPIC_BASE_URL", model.url.as_str()), ("ANTHROPIC_API_KEY", KEY)];
+    let settings = [
+        ("ANTHROPIC_BASE_URL", model.url.as_str()),
+        ("ANTHROPIC_API_KEY", KEY),
+    ];
     let server = Server::start(bench, &home, &settings)?;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     // Turn by turn, so that both meet the same machine; the first of each warms up.
@@ -68,7 +71,14 @@ fn run_bare(bench: &Bench, claude: &Path, model: &str) -> Result<f64> {
     let dir = tempfile::tempdir_in(bench.scratch.path())?;
     let begin = Instant::now();
     let mut child = Command::new(claude)
-        .args(["-p", "--output-format", "stream-json", "--verbose", "--setting-sources", ""])
+        .args([
+            "-p",
+            "--output-format",
+            "stream-json",
+            "--verbose",
+            "--setting-sources",
+            "",
+        ])
         .args(["--strict-mcp-config", REQUIREMENTS])
         .current_dir(dir.path())
         .env("HOME", dir.path())
@@ -97,7 +107,11 @@ fn claude(bench: &Bench) -> Result<PathBuf> {
     run_program(Command::new("docker").args(["create", "--name", &name, IMAGE]))?;
     let copied = run_program(
         Command::new("docker")
-            .args(["cp", "--follow-link", &format!("{name}:/usr/local/bin/claude")])
+            .args([
+                "cp",
+                "--follow-link",
+                &format!("{name}:/usr/local/bin/claude"),
+            ])
             .arg(&path),
     );
     run_program(Command::new("docker").args(["rm", &name]))?;
@@ -113,7 +127,10 @@ struct Model {
 impl Model {
     fn start(bench: &Bench) -> Result<Self> {
         let program = bench.program.with_file_name("scripted-model");
-        let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripted-model/scripts/demo");
+        let scripts = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../scripted-model/scripts/demo"
+        );
         let mut child = Command::new(program)
             .args(["--listen", "127.0.0.1:0", "--scripts", scripts])
             .env("SCRIPTED_MODEL_REQUIRE_KEY", KEY)
@@ -123,7 +140,10 @@ impl Model {
             .context("the scripted model cannot be run")?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        let url = line.trim().strip_prefix("listening on ").context("the model does not listen")?;
+        let url = line
+            .trim()
+            .strip_prefix("listening on ")
+            .context("the model does not listen")?;
         let url = url.to_owned();
         Ok(Self { child, url })
     }

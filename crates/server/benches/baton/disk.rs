@@ -64,7 +64,11 @@ fn measured(times: Vec<Duration>, elapsed: Duration) -> Measured {
     let mut times_ms: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e3).collect();
     times_ms.sort_by(f64::total_cmp);
     let per_second = times_ms.len() as f64 / elapsed.as_secs_f64();
-    Measured { per_second, times_ms, probe_ms: Vec::new() }
+    Measured {
+        per_second,
+        times_ms,
+        probe_ms: Vec::new(),
+    }
 }
 
 /// Millions of bytes in a second, written in blocks of 1 MiB, each made durable.

@@ -51,7 +51,9 @@ impl FakeImage {
         )?;
         let name = format!("baton-bench:{}", uuid::Uuid::new_v4().simple());
         let mut build = Command::new("docker");
-        build.args(["build", "--quiet", "--tag", &name]).arg(dir.path());
+        build
+            .args(["build", "--quiet", "--tag", &name])
+            .arg(dir.path());
         run(build.env("DOCKER_BUILDKIT", "0"))
             .context("no image; `baton image build` makes the one it is based on")?;
         Ok(Self { name })
@@ -73,7 +75,9 @@ pub fn connect() -> Result<Docker> {
 
 /// The container that a sandbox is, as a request to make one more like it.
 pub async fn body_of(docker: &Docker, name: &str) -> Result<ContainerCreateBody> {
-    let found = docker.inspect_container(name, None::<InspectContainerOptions>).await?;
+    let found = docker
+        .inspect_container(name, None::<InspectContainerOptions>)
+        .await?;
     let mut body = serde_json::to_value(found.config.context("a container without settings")?)?;
     body["HostConfig"] = serde_json::to_value(found.host_config)?;
     Ok(serde_json::from_value(body)?)
@@ -81,8 +85,13 @@ pub async fn body_of(docker: &Docker, name: &str) -> Result<ContainerCreateBody>
 
 /// Its process, as the host numbers it.
 pub async fn pid_of(docker: &Docker, name: &str) -> Result<u32> {
-    let found = docker.inspect_container(name, None::<InspectContainerOptions>).await?;
-    let pid = found.state.and_then(|state| state.pid).context("a container without a process")?;
+    let found = docker
+        .inspect_container(name, None::<InspectContainerOptions>)
+        .await?;
+    let pid = found
+        .state
+        .and_then(|state| state.pid)
+        .context("a container without a process")?;
     Ok(u32::try_from(pid)?)
 }
 
@@ -115,7 +124,13 @@ impl<'a> RawSandboxes<'a> {
         fs::set_permissions(run_dir.path(), fs::Permissions::from_mode(0o755))?;
         fs::hard_link(sandbox_dir.join("agent"), run_dir.path().join("agent"))?;
         let label = uuid::Uuid::new_v4().simple().to_string();
-        Ok(Self { docker, body, label, run_dir, made: 0 })
+        Ok(Self {
+            docker,
+            body,
+            label,
+            run_dir,
+            made: 0,
+        })
     }
 
     fn next_body(&mut self) -> Result<(String, ContainerCreateBody)> {
@@ -124,9 +139,15 @@ impl<'a> RawSandboxes<'a> {
         let labels = HashMap::from([("baton.instance".to_owned(), self.label.clone())]);
         let mut body = self.body.clone();
         body.labels = Some(labels.clone());
-        let entrypoint = body.entrypoint.as_mut().context("a sandbox without an entrypoint")?;
+        let entrypoint = body
+            .entrypoint
+            .as_mut()
+            .context("a sandbox without an entrypoint")?;
         entrypoint.push("--nothing".to_owned());
-        let host = body.host_config.as_mut().context("a sandbox without a host's settings")?;
+        let host = body
+            .host_config
+            .as_mut()
+            .context("a sandbox without a host's settings")?;
         for (at, mount) in host.mounts.iter_mut().flatten().enumerate() {
             if mount.typ == Some(MountType::BIND) {
                 mount.source = Some(self.run_dir.path().to_string_lossy().into_owned());
@@ -146,9 +167,13 @@ impl<'a> RawSandboxes<'a> {
         let begin = Instant::now();
         self.docker.create_container(Some(options), body).await?;
         let created = Instant::now();
-        self.docker.start_container(&name, None::<StartContainerOptions>).await?;
+        self.docker
+            .start_container(&name, None::<StartContainerOptions>)
+            .await?;
         let started = Instant::now();
-        let options = WaitContainerOptionsBuilder::new().condition("not-running").build();
+        let options = WaitContainerOptionsBuilder::new()
+            .condition("not-running")
+            .build();
         let mut exits = Box::pin(self.docker.wait_container(&name, Some(options)));
         // That it ended with a complaint is as it should be.
         match exits.try_next().await {

@@ -19,7 +19,9 @@ pub struct Home {
 
 impl Home {
     pub fn new(bench: &Bench) -> Result<Self> {
-        let home = Self { dir: tempfile::tempdir_in(bench.scratch.path())? };
+        let home = Self {
+            dir: tempfile::tempdir_in(bench.scratch.path())?,
+        };
         home.make_remote()?;
         Ok(home)
     }
@@ -45,23 +47,34 @@ impl Home {
     fn make_remote(&self) -> Result<()> {
         let remote = self.remotes().join(format!("{REPOSITORY}.git"));
         let first = self.path().join("first");
-        git(&["init", "--quiet", "--bare", "--initial-branch=main"], &remote)?;
+        git(
+            &["init", "--quiet", "--bare", "--initial-branch=main"],
+            &remote,
+        )?;
         git(&["init", "--quiet", "--initial-branch=main"], &first)?;
         fs::write(first.join("README.md"), "# A repository to be cloned\n")?;
         let first = first.to_string_lossy();
         let remote = remote.to_string_lossy();
-        let identity = ["-c", "user.name=Bench", "-c", "user.email=bench@example.com"];
+        let identity = [
+            "-c",
+            "user.name=Bench",
+            "-c",
+            "user.email=bench@example.com",
+        ];
         run(Command::new("git").args(["-C", &first, "add", "README.md"]))?;
-        run(Command::new("git").args(["-C", &first]).args(identity).args([
-            "commit", "--quiet", "-m", "Begin",
-        ]))?;
+        run(Command::new("git")
+            .args(["-C", &first])
+            .args(identity)
+            .args(["commit", "--quiet", "-m", "Begin"]))?;
         run(Command::new("git").args(["-C", &first, "push", "--quiet", &remote, "main"]))
     }
 }
 
 /// The host's directory of a session's first sandbox.
 pub fn sandbox_dir(data_dir: &Path, id: &str) -> PathBuf {
-    data_dir.join("run").join(format!("{}-1", id.replace('-', "")))
+    data_dir
+        .join("run")
+        .join(format!("{}-1", id.replace('-', "")))
 }
 
 impl Drop for Home {
@@ -83,7 +96,11 @@ pub fn run(command: &mut Command) -> Result<()> {
         .output()
         .with_context(|| format!("{command:?} cannot be run"))?;
     let complaints = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} failed: {}", complaints.trim());
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        complaints.trim()
+    );
     Ok(())
 }
 
@@ -91,10 +108,16 @@ pub fn run(command: &mut Command) -> Result<()> {
 pub fn remove_labelled(label: &str) {
     let filter = format!("label={label}");
     for (list, remove) in [
-        (&["ps", "--all", "--quiet"][..], &["rm", "--force", "--volumes"][..]),
+        (
+            &["ps", "--all", "--quiet"][..],
+            &["rm", "--force", "--volumes"][..],
+        ),
         (&["volume", "ls", "--quiet"], &["volume", "rm", "--force"]),
     ] {
-        let listed = Command::new("docker").args(list).args(["--filter", &filter]).output();
+        let listed = Command::new("docker")
+            .args(list)
+            .args(["--filter", &filter])
+            .output();
         let listed = listed.map(|output| output.stdout).unwrap_or_default();
         let names = String::from_utf8_lossy(&listed);
         let names: Vec<&str> = names.split_whitespace().collect();

@@ -37,7 +37,10 @@ impl Connection {
     pub async fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address).await.context("no connection")?;
         stream.set_nodelay(true)?;
-        Ok(Self { stream, buffer: Vec::with_capacity(BUFFER_BYTES) })
+        Ok(Self {
+            stream,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+        })
     }
 
     /// Sends a request and gives its answer's status and body.
@@ -75,13 +78,21 @@ impl Head {
     /// None while it is not there as a whole.
     fn of(answer: &[u8]) -> Result<Option<Self>> {
         const LENGTH: &[u8] = b"\r\ncontent-length: "; // as hyper writes it
-        let Some(end) = memchr::memmem::find(answer, b"\r\n\r\n") else { return Ok(None) };
+        let Some(end) = memchr::memmem::find(answer, b"\r\n\r\n") else {
+            return Ok(None);
+        };
         let head = &answer[..end + 2];
         let at = memchr::memmem::find(head, LENGTH).context("an answer without its length")?;
-        let digits = head[at + LENGTH.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+        let digits = head[at + LENGTH.len()..]
+            .iter()
+            .take_while(|byte| byte.is_ascii_digit());
         let body_bytes = digits.fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0'));
         let status = std::str::from_utf8(head.get(9..12).unwrap_or_default())?.parse()?;
-        Ok(Some(Self { status, bytes: end + 4, body_bytes }))
+        Ok(Some(Self {
+            status,
+            bytes: end + 4,
+            body_bytes,
+        }))
     }
 }
 
@@ -94,7 +105,9 @@ pub fn once(
 ) -> Result<(u16, Vec<u8>)> {
     let mut answer = open(address, method, path, body)?;
     let mut bytes = Vec::new();
-    answer.read_to_end(&mut bytes).with_context(|| format!("{method} {path} was not answered"))?;
+    answer
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("{method} {path} was not answered"))?;
     let end = memchr::memmem::find(&bytes, b"\r\n\r\n").context("an answer without a head")?;
     let status = std::str::from_utf8(bytes.get(9..12).unwrap_or_default())?.parse()?;
     Ok((status, bytes.split_off(end + 4)))

@@ -31,10 +31,16 @@ const AHEAD_MAX: u64 = 512;
 pub fn run(bench: &Bench) -> Result<()> {
     let image = FakeImage::build(bench)?;
     let home = Home::new(bench)?;
-    let settings = [("CLAUDE_CONTAINER_IMAGE", image.name.as_str()), ("BATON_OUTPUT_MIB", "1024")];
+    let settings = [
+        ("CLAUDE_CONTAINER_IMAGE", image.name.as_str()),
+        ("BATON_OUTPUT_MIB", "1024"),
+    ];
     let server = Server::start(bench, &home, &settings)?;
     let disk = disk::blocks(bench.scratch.path(), BYTES)?;
-    print_note(&format!("a bare Unix socket carries {:.0} MB/s", disk::unix_socket(BYTES)?));
+    print_note(&format!(
+        "a bare Unix socket carries {:.0} MB/s",
+        disk::unix_socket(BYTES)?
+    ));
     for (number, line_bytes) in [1_000, 100].into_iter().enumerate() {
         gateway(&server, &home, line_bytes, number + 1, disk)?;
     }
@@ -45,13 +51,7 @@ pub fn run(bench: &Bench) -> Result<()> {
 }
 
 /// The bench speaks as a sandbox's agent, whose own container stands still meanwhile.
-fn gateway(
-    server: &Server,
-    home: &Home,
-    line_bytes: usize,
-    nth: usize,
-    disk: f64,
-) -> Result<()> {
+fn gateway(server: &Server, home: &Home, line_bytes: usize, nth: usize, disk: f64) -> Result<()> {
     let id = server.create(&Order {
         kind: "analysis",
         requirements: "wait",
@@ -66,7 +66,11 @@ fn gateway(
     process::forget_peak(server.pid())?;
     let seconds = send(&home.data_dir(), &id, &chunks)?;
     let growth = process::peak_mib(server.pid())? - before;
-    print_rate(&format!("output at the gateway, {line_bytes}-byte lines"), seconds, disk);
+    print_rate(
+        &format!("output at the gateway, {line_bytes}-byte lines"),
+        seconds,
+        disk,
+    );
     print(&Row {
         figure: "  growth of the server's memory meanwhile",
         unit: Unit::Mib,
@@ -126,7 +130,11 @@ fn send(data_dir: &Path, id: &str, chunks: &[Bytes]) -> Result<f64> {
     answers.set_read_timeout(Some(LIMIT))?;
     let mut buffer = upgrade(&mut stream, &mut answers)?;
     let mut wire = BytesMut::new();
-    let hello = Hello { agent_version: "bench".into(), has_job: true, last_seq: 0 };
+    let hello = Hello {
+        agent_version: "bench".into(),
+        has_job: true,
+        last_seq: 0,
+    };
     Frame::Hello(hello).encode(&mut wire);
     stream.write_all(&wire)?;
     let before = next_ack(&mut answers, &mut buffer)?;
@@ -146,7 +154,11 @@ fn send(data_dir: &Path, id: &str, chunks: &[Bytes]) -> Result<f64> {
         while seq - known > AHEAD_MAX {
             known = acks.recv().context("the server hung up")?;
         }
-        let body = Body::Output { stream: Stream::Stdout, more: false, bytes: chunk.clone() };
+        let body = Body::Output {
+            stream: Stream::Stdout,
+            more: false,
+            bytes: chunk.clone(),
+        };
         wire.clear();
         let at_ms = jiff::Timestamp::now().as_millisecond();
         Frame::Numbered(Numbered { seq, at_ms, body }).encode(&mut wire);
@@ -224,7 +236,10 @@ fn read_back(server: &Server, id: &str, chunks: &[Bytes]) -> Result<()> {
             kept.update(b"\n");
         }
     }
-    ensure!(kept.finalize() == sent.finalize(), "what came back differs from what was sent");
+    ensure!(
+        kept.finalize() == sent.finalize(),
+        "what came back differs from what was sent"
+    );
     Ok(())
 }
 
@@ -252,7 +267,11 @@ fn whole(server: &Server, line_bytes: usize, disk: f64) -> Result<()> {
     }
     let growth = process::peak_mib(server.pid())? - before;
     let seconds = (time_of("\"ended\"")? - time_of("\"claude started\"")?) / 1e3;
-    print_rate(&format!("output of a real sandbox, {line_bytes}-byte lines"), seconds, disk);
+    print_rate(
+        &format!("output of a real sandbox, {line_bytes}-byte lines"),
+        seconds,
+        disk,
+    );
     print(&Row {
         figure: "  growth of the server's memory meanwhile",
         unit: Unit::Mib,

@@ -48,16 +48,23 @@ impl Measured {
 /// Makes the load; on a thread of its own, so that it costs the server no more than one core.
 pub fn run(load: Load) -> Result<Measured> {
     let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         runtime.block_on(make(load))
     });
-    thread.join().map_err(|_| anyhow::anyhow!("the load's thread panicked"))?
+    thread
+        .join()
+        .map_err(|_| anyhow::anyhow!("the load's thread panicked"))?
 }
 
 async fn make(load: Load) -> Result<Measured> {
     let start = Instant::now() + WARM;
     let end = start + load.duration;
-    let asking = load.requests.iter().map(|request| ask(load.address, request, None, start, end));
+    let asking = load
+        .requests
+        .iter()
+        .map(|request| ask(load.address, request, None, start, end));
     let probing = async {
         match &load.probe {
             Some((request, pause)) => ask(load.address, request, Some(*pause), start, end).await,
@@ -79,7 +86,10 @@ async fn make(load: Load) -> Result<Measured> {
 }
 
 fn sorted_ms(times: Vec<Duration>) -> Vec<f64> {
-    let mut times: Vec<f64> = times.into_iter().map(|time| time.as_secs_f64() * 1e3).collect();
+    let mut times: Vec<f64> = times
+        .into_iter()
+        .map(|time| time.as_secs_f64() * 1e3)
+        .collect();
     times.sort_by(f64::total_cmp);
     times
 }
@@ -96,7 +106,10 @@ async fn ask(
     let mut times = Vec::with_capacity(1 << 16);
     let mut asked = Instant::now();
     while asked < end {
-        let (status, _) = connection.exchange(request).await.context("a request failed")?;
+        let (status, _) = connection
+            .exchange(request)
+            .await
+            .context("a request failed")?;
         let answered = Instant::now();
         ensure!(status == 200, "a request was answered {status}");
         if answered >= start && answered < end {

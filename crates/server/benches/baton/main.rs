@@ -60,7 +60,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| word != "--bench")
+        .collect();
     if let [word, rest @ ..] = words.as_slice()
         && word == raw_axum::ARGUMENT
     {
@@ -89,7 +92,11 @@ fn run() -> Result<()> {
             }
         }
     }
-    if failed.is_empty() { Ok(()) } else { bail!("not measured: {}", failed.join(", ")) }
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        bail!("not measured: {}", failed.join(", "))
+    }
 }
 
 /// `BATON_BENCH_PROGRAM`, else the release binary of this workspace.

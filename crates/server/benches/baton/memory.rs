@@ -19,8 +19,10 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub fn run(bench: &Bench) -> Result<()> {
     let image = FakeImage::build(bench)?;
     let home = Home::new(bench)?;
-    let settings =
-        [("CLAUDE_CONTAINER_IMAGE", image.name.as_str()), ("BATON_MAX_RUNNING", "20")];
+    let settings = [
+        ("CLAUDE_CONTAINER_IMAGE", image.name.as_str()),
+        ("BATON_MAX_RUNNING", "20"),
+    ];
     let server = Server::start(bench, &home, &settings)?;
     let row = |figure: &str, measured, most| {
         print(&Row {
@@ -57,7 +59,11 @@ pub fn run(bench: &Bench) -> Result<()> {
         agents += process::pss_mib(pid)? / LIVE as f64;
         shims += process::pss_mib(process::parent(pid)?)? / LIVE as f64;
     }
-    row("each live session outside Claude", growth + agents + shims, 5.0);
+    row(
+        "each live session outside Claude",
+        growth + agents + shims,
+        5.0,
+    );
     print_note(&format!(
         "of which server {growth:.2}, agent {agents:.2} (Pss), containerd's shim {shims:.2} (Pss)"
     ));
@@ -70,6 +76,10 @@ pub fn run(bench: &Bench) -> Result<()> {
             auto_start: false,
         })?;
     }
-    row("server, 1,000 sessions, 20 of them live", process::rss_mib(server.pid())?, 40.0);
+    row(
+        "server, 1,000 sessions, 20 of them live",
+        process::rss_mib(server.pid())?,
+        40.0,
+    );
     Ok(())
 }

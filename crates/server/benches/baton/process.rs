@@ -10,7 +10,10 @@ fn field_mib(pid: u32, file: &str, name: &str) -> Result<f64> {
     let text = fs::read_to_string(&path).with_context(|| format!("{path} cannot be read"))?;
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kib: f64 = kib.with_context(|| format!("{path} has no {name}"))?.trim().parse()?;
+    let kib: f64 = kib
+        .with_context(|| format!("{path} has no {name}"))?
+        .trim()
+        .parse()?;
     Ok(kib / 1024.0)
 }
 

@@ -38,7 +38,10 @@ impl RawAxum {
         let mut line = String::new();
         let stdout = child.stdout.take().context("the baseline has no stdout")?;
         BufReader::new(stdout).read_line(&mut line)?;
-        let address = line.trim().parse().context("the baseline does not listen")?;
+        let address = line
+            .trim()
+            .parse()
+            .context("the baseline does not listen")?;
         Ok(Self { child, address })
     }
 }
@@ -117,8 +120,12 @@ struct Many<'a> {
 pub fn run(arguments: &[String]) -> Result<()> {
     let count = arguments.first().context("how many sessions?")?.parse()?;
     let sessions = Arc::new(RwLock::new(sessions(count)));
-    let router = Router::new().route(WEBHOOK, routing::post(answer)).with_state(sessions);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let router = Router::new()
+        .route(WEBHOOK, routing::post(answer))
+        .with_state(sessions);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.spawn(async move {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
@@ -155,8 +162,12 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let token = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
-    let token = token.and_then(|token| token.strip_prefix(b"Bearer ")).unwrap_or_default();
+    let token = headers
+        .get(header::AUTHORIZATION)
+        .map(|value| value.as_bytes());
+    let token = token
+        .and_then(|token| token.strip_prefix(b"Bearer "))
+        .unwrap_or_default();
     if !bool::from(token.ct_eq(SECRET.as_bytes())) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
@@ -168,17 +179,25 @@ async fn answer(
     };
     match data {
         Request::Get { session_id } => match sessions.by_id.get(&session_id) {
-            Some(session) => {
-                Json(Envelope { success: true, data: One { session } }).into_response()
-            }
+            Some(session) => Json(Envelope {
+                success: true,
+                data: One { session },
+            })
+            .into_response(),
             None => StatusCode::NOT_FOUND.into_response(),
         },
         Request::List { limit } => {
             let listed = sessions.order.iter().take(limit);
             let listed = listed.filter_map(|id| sessions.by_id.get(id)).collect();
             let next_cursor = sessions.order.get(limit).map_or("", String::as_str);
-            Json(Envelope { success: true, data: Many { sessions: listed, next_cursor } })
-                .into_response()
+            Json(Envelope {
+                success: true,
+                data: Many {
+                    sessions: listed,
+                    next_cursor,
+                },
+            })
+            .into_response()
         }
     }
 }

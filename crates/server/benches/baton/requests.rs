@@ -36,13 +36,21 @@ pub fn get(bench: &Bench) -> Result<()> {
     let ids = create_sessions(&server)?;
     let baseline = RawAxum::start(SESSIONS)?;
     let request = |id: &str| {
-        post(WEBHOOK, &json!({"data": {"type": "session.get", "sessionId": id}}))
+        post(
+            WEBHOOK,
+            &json!({"data": {"type": "session.get", "sessionId": id}}),
+        )
     };
     for id in [&ids[0], &ids[SESSIONS - 1]] {
-        ensure!(server.session(id)?["id"] == **id, "another session than {id} was answered");
+        ensure!(
+            server.session(id)?["id"] == **id,
+            "another session than {id} was answered"
+        );
     }
     let ours = (0..CONNECTIONS).map(|at| request(&ids[at * 61])).collect();
-    let raw = (0..CONNECTIONS).map(|at| request(&raw_axum::id(at * 61))).collect();
+    let raw = (0..CONNECTIONS)
+        .map(|at| request(&raw_axum::id(at * 61)))
+        .collect();
     compare("session.get", &server, ours, &baseline, raw)
 }
 
@@ -54,11 +62,25 @@ pub fn list(bench: &Bench) -> Result<()> {
     let baseline = RawAxum::start(SESSIONS)?;
     let request = json!({"data": {"type": "session.list", "limit": PAGE}});
     let page = server.call(&request["data"])?;
-    let page = page["sessions"].as_array().context("a list without sessions")?;
-    let right = page.iter().zip(&ids).all(|(session, id)| session["id"] == **id);
-    ensure!(page.len() == PAGE && right, "another page than the first was answered");
+    let page = page["sessions"]
+        .as_array()
+        .context("a list without sessions")?;
+    let right = page
+        .iter()
+        .zip(&ids)
+        .all(|(session, id)| session["id"] == **id);
+    ensure!(
+        page.len() == PAGE && right,
+        "another page than the first was answered"
+    );
     let sent = || load::same(post(WEBHOOK, &request), CONNECTIONS);
-    compare("session.list, 50 of 1,000", &server, sent(), &baseline, sent())
+    compare(
+        "session.list, 50 of 1,000",
+        &server,
+        sent(),
+        &baseline,
+        sent(),
+    )
 }
 
 fn create_sessions(server: &Server) -> Result<Vec<String>> {
@@ -74,7 +96,12 @@ fn compare(
     raw: Vec<Vec<u8>>,
 ) -> Result<()> {
     let measure = |address, requests: Vec<Vec<u8>>| {
-        load::run(Load { address, requests, duration: DURATION, probe: None })
+        load::run(Load {
+            address,
+            requests,
+            duration: DURATION,
+            probe: None,
+        })
     };
     let bytes = |address, request: &[u8]| body_bytes(address, request);
     print_note(&format!(
@@ -96,11 +123,18 @@ fn compare(
 }
 
 fn print_times(ours: &Measured, raw: &Measured, name: &str, aim: Option<Aim>) {
-    for (figure, measured, baseline, aim) in
-        [("  p50", ours.p50_ms(), raw.p50_ms(), None), ("  p99", ours.p99_ms(), raw.p99_ms(), aim)]
-    {
+    for (figure, measured, baseline, aim) in [
+        ("  p50", ours.p50_ms(), raw.p50_ms(), None),
+        ("  p99", ours.p99_ms(), raw.p99_ms(), aim),
+    ] {
         let baseline = Some((baseline, name));
-        print(&Row { figure, unit: Unit::Ms, measured, baseline, aim });
+        print(&Row {
+            figure,
+            unit: Unit::Ms,
+            measured,
+            baseline,
+            aim,
+        });
     }
 }
 
@@ -112,14 +146,19 @@ fn body_bytes(address: std::net::SocketAddr, request: &[u8]) -> Result<usize> {
 
 /// `session.create`, and `session.get` meanwhile.
 pub fn create(bench: &Bench) -> Result<()> {
-    let commits = bench.runtime.block_on(disk::sqlite_commits(bench.scratch.path()))?;
+    let commits = bench
+        .runtime
+        .block_on(disk::sqlite_commits(bench.scratch.path()))?;
     let appends = disk::appends(bench.scratch.path())?;
     for (prepared, figure) in [
         (None, "session.create, 16 clients"),
         (Some("0"), "  with BATON_MAX_PREPARED=0"),
     ] {
         let home = Home::new(bench)?;
-        let settings: Vec<_> = prepared.map(|count| ("BATON_MAX_PREPARED", count)).into_iter().collect();
+        let settings: Vec<_> = prepared
+            .map(|count| ("BATON_MAX_PREPARED", count))
+            .into_iter()
+            .collect();
         let server = Server::start(bench, &home, &settings)?;
         let id = server.create(&IDLE)?;
         let get = json!({"data": {"type": "session.get", "sessionId": id}});
@@ -133,10 +172,18 @@ pub fn create(bench: &Bench) -> Result<()> {
             figure,
             unit: Unit::PerSecond,
             measured: measured.per_second,
-            baseline: Some((commits.per_second, "SQLite, one row a commit, FULL, 1 client")),
+            baseline: Some((
+                commits.per_second,
+                "SQLite, one row a commit, FULL, 1 client",
+            )),
             aim: Some(Aim::AtLeast(2_500.0)),
         });
-        print_times(&measured, &commits, "SQLite commit", Some(Aim::AtMost(15.0)));
+        print_times(
+            &measured,
+            &commits,
+            "SQLite commit",
+            Some(Aim::AtMost(15.0)),
+        );
         print(&Row {
             figure: "  session.get meanwhile, p50",
             unit: Unit::Ms,

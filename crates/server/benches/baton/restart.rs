@@ -21,8 +21,10 @@ const AWAY: Duration = Duration::from_secs(3);
 pub fn run(bench: &Bench) -> Result<()> {
     let image = FakeImage::build(bench)?;
     let home = Home::new(bench)?;
-    let settings =
-        [("CLAUDE_CONTAINER_IMAGE", image.name.as_str()), ("BATON_MAX_RUNNING", "200")];
+    let settings = [
+        ("CLAUDE_CONTAINER_IMAGE", image.name.as_str()),
+        ("BATON_MAX_RUNNING", "200"),
+    ];
     let server = Server::start(bench, &home, &settings)?;
     let begin = Instant::now();
     for _ in 0..SESSIONS {
@@ -53,19 +55,32 @@ pub fn run(bench: &Bench) -> Result<()> {
         baseline: Some((listed.as_secs_f64() * 1e3, "Engine: list by label")),
         aim: Some(Aim::AtMost(1_000.0)),
     });
-    print_note(&format!("it listens after {:.0} ms", listening.as_secs_f64() * 1e3));
+    print_note(&format!(
+        "it listens after {:.0} ms",
+        listening.as_secs_f64() * 1e3
+    ));
     let page = server.call(&json!({"type": "session.list", "status": "running"}))?;
     let running = page["sessions"].as_array().map_or(0, Vec::len);
-    ensure!(running == SESSIONS, "{running} of {SESSIONS} sessions run on");
+    ensure!(
+        running == SESSIONS,
+        "{running} of {SESSIONS} sessions run on"
+    );
     Ok(())
 }
 
 async fn list(label: &str) -> Result<Duration> {
     let engine = docker::connect()?;
     let filters = std::collections::HashMap::from([("label", vec![label])]);
-    let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+    let options = ListContainersOptionsBuilder::new()
+        .all(true)
+        .filters(&filters)
+        .build();
     let begin = Instant::now();
     let listed = engine.list_containers(Some(options)).await?;
-    ensure!(listed.len() >= SESSIONS, "{} containers are left", listed.len());
+    ensure!(
+        listed.len() >= SESSIONS,
+        "{} containers are left",
+        listed.len()
+    );
     Ok(begin.elapsed())
 }

@@ -36,7 +36,11 @@ impl Server {
     /// Starts a server in `home` and waits until it listens.
     pub fn start(bench: &Bench, home: &Home, settings: &[(&str, &str)]) -> Result<Self> {
         let mut command = Command::new(&bench.program);
-        for name in ["ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_AUTH_TOKEN"] {
+        for name in [
+            "ANTHROPIC_API_KEY",
+            "CLAUDE_CODE_OAUTH_TOKEN",
+            "ANTHROPIC_AUTH_TOKEN",
+        ] {
             command.env_remove(name);
         }
         let remotes = format!("file://{}", home.remotes().display());
@@ -58,9 +62,17 @@ impl Server {
         let log = Arc::new(Log::default());
         let reading = Arc::clone(&log);
         std::thread::spawn(move || reading.read(BufReader::new(stderr)));
-        let mut server = Self { child, log, address: ([127, 0, 0, 1], 0).into(), started };
+        let mut server = Self {
+            child,
+            log,
+            address: ([127, 0, 0, 1], 0).into(),
+            started,
+        };
         server.wait_for_line(LISTENS, 1, START_WAIT)?;
-        let line = server.lines(LISTENS).pop().context("the server does not listen")?;
+        let line = server
+            .lines(LISTENS)
+            .pop()
+            .context("the server does not listen")?;
         server.address = line.trim_start_matches(LISTENS).trim().parse()?;
         Ok(server)
     }
@@ -78,14 +90,26 @@ impl Server {
 
     /// The lines of its log that hold `words`.
     pub fn lines(&self, words: &str) -> Vec<String> {
-        let lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().filter(|(_, line)| line.contains(words)).map(|(_, line)| line.clone()).collect()
+        let lines = self
+            .log
+            .lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        lines
+            .iter()
+            .filter(|(_, line)| line.contains(words))
+            .map(|(_, line)| line.clone())
+            .collect()
     }
 
     /// Waits for the line that is the `count`th to hold `words`; when it came.
     pub fn wait_for_line(&self, words: &str, count: usize, limit: Duration) -> Result<Instant> {
         let deadline = Instant::now() + limit;
-        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lines = self
+            .log
+            .lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (mut at, mut found) = (0, 0);
         loop {
             for (came, line) in &lines[at..] {
@@ -97,8 +121,12 @@ impl Server {
             at = lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let tail: Vec<&str> =
-                    lines.iter().rev().take(5).map(|(_, line)| line.as_str()).collect();
+                let tail: Vec<&str> = lines
+                    .iter()
+                    .rev()
+                    .take(5)
+                    .map(|(_, line)| line.as_str())
+                    .collect();
                 bail!("{found} of {count} times {words:?} after {limit:?}; last: {tail:#?}");
             }
             let waited = self.log.grown.wait_timeout(lines, left);
@@ -118,11 +146,15 @@ impl Server {
     /// Makes a session and gives its id.
     pub fn create(&self, order: &Order<'_>) -> Result<String> {
         let data = self.call(&order.request())?;
-        Ok(data["session"]["id"].as_str().context("a session without an id")?.to_owned())
+        Ok(data["session"]["id"]
+            .as_str()
+            .context("a session without an id")?
+            .to_owned())
     }
 
     pub fn start_session(&self, id: &str) -> Result<()> {
-        self.call(&json!({"type": "session.start", "sessionId": id})).map(drop)
+        self.call(&json!({"type": "session.start", "sessionId": id}))
+            .map(drop)
     }
 
     pub fn session(&self, id: &str) -> Result<Value> {
@@ -148,8 +180,12 @@ impl Server {
         let path = format!("/api/v1/sessions/{id}/events");
         let (status, body) = http::once(self.address, "GET", &path, None)?;
         ensure!(status == 200, "the events of {id} were answered {status}");
-        let lines = body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        lines.map(|line| Ok(serde_json::from_slice(line)?)).collect()
+        let lines = body
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty());
+        lines
+            .map(|line| Ok(serde_json::from_slice(line)?))
+            .collect()
     }
 }
 

@@ -104,7 +104,8 @@ pub fn print(row: &Row<'_>) {
         "{:<46} {:>13} {:>13} {:>7}  {:<19} {}",
         row.figure,
         Amount(row.measured, row.unit),
-        row.baseline.map_or(String::new(), |(it, _)| Amount(it, row.unit).to_string()),
+        row.baseline
+            .map_or(String::new(), |(it, _)| Amount(it, row.unit).to_string()),
         ratio.map_or(String::new(), |ratio| format!("{ratio:.2}x")),
         row.aim.map_or(String::new(), |aim| judged(aim, row, ratio)),
         row.baseline.map_or("", |(_, name)| name),
@@ -113,11 +114,18 @@ pub fn print(row: &Row<'_>) {
 
 fn judged(aim: Aim, row: &Row<'_>, ratio: Option<f64>) -> String {
     let (text, met) = match aim {
-        Aim::AtLeast(least) => (format!("≥ {}", Amount(least, row.unit)), row.measured >= least),
-        Aim::AtMost(most) => (format!("≤ {}", Amount(most, row.unit)), row.measured <= most),
-        Aim::RatioAtMost(most) => {
-            (format!("≤ {most:.2}x"), ratio.is_some_and(|ratio| ratio <= most))
-        }
+        Aim::AtLeast(least) => (
+            format!("≥ {}", Amount(least, row.unit)),
+            row.measured >= least,
+        ),
+        Aim::AtMost(most) => (
+            format!("≤ {}", Amount(most, row.unit)),
+            row.measured <= most,
+        ),
+        Aim::RatioAtMost(most) => (
+            format!("≤ {most:.2}x"),
+            ratio.is_some_and(|ratio| ratio <= most),
+        ),
     };
     format!("{text} {}", if met { "met" } else { "missed" })
 }

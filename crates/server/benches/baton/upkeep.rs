@@ -24,12 +24,17 @@ use crate::table::{Aim, Row, Unit, median, print, print_note};
 use crate::{Bench, disk};
 
 const SESSIONS: usize = 500;
-const LIMITS: Limits =
-    Limits { slots_max: 4, prepared_max: 4, stop_grace: SignedDuration::from_secs(60) };
+const LIMITS: Limits = Limits {
+    slots_max: 4,
+    prepared_max: 4,
+    stop_grace: SignedDuration::from_secs(60),
+};
 
 /// A chain; each session with its six changes of state and what Claude said in between.
 pub fn run(bench: &Bench) -> Result<()> {
-    let commits = bench.runtime.block_on(disk::sqlite_commits(bench.scratch.path()))?;
+    let commits = bench
+        .runtime
+        .block_on(disk::sqlite_commits(bench.scratch.path()))?;
     let lives = bench.runtime.block_on(async {
         let upkeep = Upkeep::new(bench).await?;
         let mut lives = Vec::with_capacity(SESSIONS);
@@ -50,7 +55,9 @@ pub fn run(bench: &Bench) -> Result<()> {
         baseline: Some((commits.p50_ms(), "one durable SQLite commit")),
         aim: Some(Aim::AtMost(2.0)),
     });
-    print_note("8 durable commits each: made, asked for, launched, begun, 2 of output, ended, concluded");
+    print_note(
+        "8 durable commits each: made, asked for, launched, begun, 2 of output, ended, concluded",
+    );
     Ok(())
 }
 
@@ -82,7 +89,12 @@ impl Upkeep {
             admission: Arc::new(AlwaysOpen),
             slots_max: LIMITS.slots_max,
         });
-        Ok(Self { store, orchestrator, clock, _dir: dir })
+        Ok(Self {
+            store,
+            orchestrator,
+            clock,
+            _dir: dir,
+        })
     }
 
     /// One session from its creation to its end, as the server takes it there.
@@ -108,12 +120,21 @@ impl Upkeep {
         self.orchestrator.start_session(id).await?;
         let attempt = Attempt::FIRST;
         ensure!(self.actions() == 1, "its launch was not planned");
-        self.apply(id, &SessionEvent::LaunchDecided(attempt), None).await?;
-        self.apply(id, &SessionEvent::ClaudeStarted(attempt), None).await?;
+        self.apply(id, &SessionEvent::LaunchDecided(attempt), None)
+            .await?;
+        self.apply(id, &SessionEvent::ClaudeStarted(attempt), None)
+            .await?;
         for position in [1, 2] {
-            self.store.append_output(id, attempt, position, &[line()]).await?;
+            self.store
+                .append_output(id, attempt, position, &[line()])
+                .await?;
         }
-        self.apply(id, &SessionEvent::AgentEnded(attempt, Box::new(ending())), None).await?;
+        self.apply(
+            id,
+            &SessionEvent::AgentEnded(attempt, Box::new(ending())),
+            None,
+        )
+        .await?;
         ensure!(self.actions() == 1, "its end was not planned");
         let concluded = SessionEvent::Concluded(attempt, Outcome::Completed);
         self.apply(id, &concluded, Some(Report::default())).await?;
@@ -128,7 +149,10 @@ impl Upkeep {
         report: Option<Report>,
     ) -> Result<()> {
         let applied = transition::apply(&self.store, self.clock.as_ref(), id, event, report);
-        applied.await.map(drop).with_context(|| format!("{} was not recorded", event.name()))
+        applied
+            .await
+            .map(drop)
+            .with_context(|| format!("{} was not recorded", event.name()))
     }
 
     /// How many actions a pass of the reconciler plans.

@@ -68,6 +68,7 @@ CREATE TABLE truncations (
     ordinal    INTEGER NOT NULL REFERENCES sessions (ordinal),
     first_seq  INTEGER NOT NULL,
     last_seq   INTEGER NOT NULL,
+    at_ms      INTEGER NOT NULL, -- when the last of them were dropped
     text_bytes INTEGER NOT NULL,
     PRIMARY KEY (ordinal, first_seq)
 ) STRICT, WITHOUT ROWID;

@@ -32,7 +32,7 @@ pub struct EventView<'a> {
     /// Of `session`: what happened.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<&'static str>,
-    /// Of `session`: the state it led to.
+    /// Of `session`: the state it led to; absent for the first event, `created`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<&'a str>,
     /// Of `session`: the dependency in its way.
@@ -93,7 +93,6 @@ impl<'a> EventView<'a> {
         match &event.body {
             EventBody::Created => Self {
                 event: Some("created"),
-                state: Some("created"),
                 ..view
             },
             EventBody::Session { event, state } => view.of_session(event, state),

@@ -541,3 +541,70 @@ fn output_cursor(text: &str) -> Result<OutputCursor, ApiError> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use proptest::strategy::Strategy;
+    use serde_json::{Value, json};
+
+    fn values() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,20}".prop_map(Value::from),
+            Just(json!("o/r")),
+            Just(json!("none")),
+            Just(json!("00000000-0000-7000-8000-000000000001")),
+        ];
+        let names = FIELDS
+            .into_iter()
+            .chain(SESSION_FIELDS)
+            .chain(OPTION_FIELDS)
+            .chain(PROJECT_FIELDS)
+            .chain(STRATEGY_FIELDS)
+            .map(str::to_owned)
+            .collect::<Vec<_>>();
+        leaf.prop_recursive(4, 64, 8, move |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(prop::sample::select(names.clone()), inner, 0..6)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn types() -> impl Strategy<Value = String> {
+        prop::sample::select(TYPES.split(", ").map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    proptest! {
+        /// Whatever the fields hold, the answer is an operation or a 400, the same in both forms.
+        #[test]
+        fn a_body_is_an_operation_or_the_clients_mistake(
+            kind in types(),
+            fields in values(),
+            session in values(),
+        ) {
+            let mut body = json!({ "session": session });
+            if let (Value::Object(body), Value::Object(fields)) = (&mut body, fields) {
+                body.extend(fields);
+                body.remove("data");
+            }
+            body["type"] = json!(kind);
+            let bare = operation(body.to_string().as_bytes());
+            let wrapped = operation(json!({ "data": body }).to_string().as_bytes());
+            if let Err(error) = &bare {
+                prop_assert_eq!(error.status, StatusCode::BAD_REQUEST);
+            }
+            let shown = |read: &Result<Operation, ApiError>| match read {
+                Ok(operation) => format!("{operation:?}"),
+                Err(error) => error.message.clone(),
+            };
+            prop_assert_eq!(shown(&bare), shown(&wrapped));
+        }
+    }
+}

@@ -14,8 +14,8 @@ use crate::orchestrator::{
 use baton_domain::session::SessionState;
 use baton_domain::{SessionId, Status};
 
-/// The most bytes of sessions in one answer: a page ends early when it gets longer. The last part
-/// of the page may go beyond.
+/// The most bytes of sessions in one answer: a page ends early when it gets longer. The last
+/// session may go beyond.
 pub const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many sessions are read at once for a page.
 const PART_SESSIONS: usize = 100;
@@ -249,18 +249,29 @@ async fn render_list(orchestrator: &Orchestrator, query: &ListQuery) -> Result<V
     let mut body = br#"{"success":true,"data":{"sessions":["#.to_vec();
     let mut cursor = query.cursor.clone();
     let mut left = query.limit;
-    loop {
-        let part = query.part(cursor, left.min(PART_SESSIONS));
-        let (sessions, next) = orchestrator.list_sessions(&part).await?;
-        for (at, details) in sessions.iter().enumerate() {
-            if at > 0 || left < query.limit {
+    while left > 0 && body.len() < LIST_BYTES_MAX {
+        let part = query.part(cursor.clone(), left.min(PART_SESSIONS));
+        let (sessions, mut next) = orchestrator.list_sessions(&part).await?;
+        let mut taken = 0;
+        for details in &sessions {
+            if left < query.limit {
                 body.push(b',');
             }
             body.extend(rendered(&SessionView::new(details)));
+            left -= 1;
+            taken += 1;
+            if body.len() >= LIST_BYTES_MAX {
+                break;
+            }
         }
-        left -= sessions.len().min(left);
+        if taken < sessions.len() {
+            // The same part, ended here, has the cursor of what comes next.
+            (_, next) = orchestrator
+                .list_sessions(&query.part(cursor, taken))
+                .await?;
+        }
         cursor = next;
-        if cursor.is_none() || left == 0 || sessions.is_empty() || body.len() >= LIST_BYTES_MAX {
+        if cursor.is_none() {
             break;
         }
     }

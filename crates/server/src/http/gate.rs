@@ -100,7 +100,8 @@ impl Gate {
             || in_line.is_some_and(|authority| !self.is_ours(authority))
         {
             return Err(forbidden(
-                "The Host header names no host of this server; BATON_ALLOWED_HOSTS adds names",
+                "The Host header names no host of this server; names it goes by are added in its \
+                 configuration",
             ));
         }
         let mut origins = headers.get_all(ORIGIN).iter();
@@ -302,5 +303,48 @@ mod tests {
         let gate = Gate::new(&secrets, &[], "127.0.0.1:1".parse().expect("an address"));
         assert!(gate.knows(Some(b"one")) && gate.knows(Some(b"two")));
         assert!(!gate.knows(Some(b"on")) && !gate.knows(Some(b"")) && !gate.knows(None));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_answer_and_keeps_its_text_to_itself() {
+        use axum::body::Body;
+        use axum::middleware::from_fn_with_state;
+        use http_body_util::BodyExt;
+        use hyper::service::Service;
+        use hyper_util::service::TowerToHyperService;
+
+        async fn panics() {
+            panic!("a secret thing");
+        }
+        let gate = Gate::new(
+            &["one".into()],
+            &[],
+            "127.0.0.1:1".parse().expect("an address"),
+        );
+        let router = axum::Router::new()
+            .route("/", axum::routing::get(panics))
+            .layer(from_fn_with_state(Arc::new(gate), super::gate));
+        let request = Request::get("/")
+            .header(HOST, "localhost")
+            .header(AUTHORIZATION, "Bearer one")
+            .body(Body::empty())
+            .expect("a request");
+        let answer = TowerToHyperService::new(router)
+            .call(request)
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(answer.headers().contains_key("x-request-id"));
+        let body = answer
+            .into_body()
+            .collect()
+            .await
+            .expect("a body")
+            .to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        assert!(
+            body.contains("\"code\":\"internal\"") && !body.contains("secret"),
+            "{body}"
+        );
     }
 }

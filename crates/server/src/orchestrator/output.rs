@@ -19,8 +19,10 @@ impl Orchestrator {
     /// Log lines of a session from `cursor` on, at most `lines_max` and about
     /// [`OUTPUT_BYTES_MAX`] bytes.
     ///
-    /// An answer may hold fewer lines than there are, even none, and a cursor: long stretches of
-    /// raw output say nothing to people, and no answer reads more than [`SCANNED_BYTES_MAX`].
+    /// There is a next cursor until the session is over and all of it has been told: whoever goes
+    /// on with it follows the session to its end. An answer may hold fewer lines than there are,
+    /// even none, and a cursor: long stretches of raw output say nothing to people, and no answer
+    /// reads more than [`SCANNED_BYTES_MAX`].
     ///
     /// # Errors
     /// Not found.
@@ -39,25 +41,26 @@ impl Orchestrator {
             scanned_bytes: 0,
             at: cursor.unwrap_or_default(),
         };
-        let next_cursor = loop {
+        let is_over = details.session.state.is_over();
+        let (all_told, next_cursor) = loop {
             let page = self
                 .events(id, reading.at.seq, PAGE_EVENTS_MAX, PAGE_BYTES_MAX)
                 .await?;
             if page.is_empty() {
-                break None;
+                break (true, (!is_over).then_some(reading.at));
             }
             if page.iter().any(|event| !reading.take(event)) {
-                break Some(reading.at);
+                break (false, Some(reading.at));
             }
         };
         let none_at_all = cursor.is_none()
-            && next_cursor.is_none()
+            && all_told
             && reading.lines.is_empty()
             && details.session.report.is_none();
         Ok(SessionOutput {
             details,
             logs: (!none_at_all).then_some(reading.lines),
-            next_cursor,
+            next_cursor: next_cursor.filter(|_| !none_at_all),
         })
     }
 }

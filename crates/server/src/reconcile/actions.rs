@@ -80,7 +80,7 @@ impl Actions {
     async fn prepare(&self, session: &Session) -> ActionDone {
         let spec = match self.spec(session) {
             Ok(spec) => spec,
-            Err(done) => return done,
+            Err(error) => return self.no_directory(session, &error),
         };
         match self.parts.runtime.prepare(&spec).await {
             Ok(_) => {
@@ -108,8 +108,7 @@ impl Actions {
         }
         failpoint::reach("launch_decided");
         let (spec, gate) = match (self.spec(session), self.parts.gateway.open(session)) {
-            (Err(done), _) => return done,
-            (Ok(_), Err(error)) => return self.no_directory(session, &error),
+            (Err(error), _) | (Ok(_), Err(error)) => return self.no_directory(session, &error),
             (Ok(spec), Ok(gate)) => (spec, gate),
         };
         // The code is made ready while the container starts.
@@ -182,7 +181,13 @@ impl Actions {
 
     async fn conclude(&self, session: &Session, tries: u32) -> ActionDone {
         let last_try = tries + 1 >= CONCLUDE_TRIES_MAX;
-        match self.parts.concluder.conclude(session, last_try).await {
+        let metered = self.parts.gateway.metered(session.id, session.attempt);
+        match self
+            .parts
+            .concluder
+            .conclude(session, metered, last_try)
+            .await
+        {
             Ok(()) => {
                 tracing::info!(session = %named(session), "concluded");
                 failpoint::reach("concluded");
@@ -226,13 +231,9 @@ impl Actions {
         }
     }
 
-    fn spec(&self, session: &Session) -> Result<SandboxSpec, ActionDone> {
+    fn spec(&self, session: &Session) -> std::io::Result<SandboxSpec> {
         let settings = &self.parts.settings;
-        let run_dir = self
-            .parts
-            .gateway
-            .prepare(session.id, session.attempt)
-            .map_err(|error| self.no_directory(session, &error))?;
+        let run_dir = self.parts.gateway.prepare(session.id, session.attempt)?;
         Ok(SandboxSpec {
             session: session.id,
             attempt: session.attempt,

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use jiff::Timestamp;
+
 use super::rows::{DerivedEvent, Range};
 use super::segments::{self, ReadEnd};
 use super::sqlite_reads::Stretch;
@@ -34,19 +36,20 @@ impl Events {
     }
 }
 
-/// The events of `stretches` numbered after `after`, as many as the limits let. Blocks.
+/// The events of `stretches` numbered after `after`, as many as the limits let. What is found to be
+/// lost is dated like the event before it, or `at`. Blocks.
 pub(super) fn collect(
     session_dir: &Path,
     stretches: Vec<Stretch>,
     after: u64,
     limits: Limits,
+    mut at: Timestamp,
 ) -> Result<Vec<StoredEvent>, StoreError> {
     let mut events = Events {
         found: Vec::new(),
         bytes: 0,
         limits,
     };
-    let mut at = jiff::Timestamp::UNIX_EPOCH;
     for stretch in stretches {
         let goes_on = match stretch {
             Stretch::Derived {
@@ -66,7 +69,8 @@ pub(super) fn collect(
             Stretch::Truncated(truncation) => {
                 let event = StoredEvent {
                     seq: truncation.first_seq.max(after + 1),
-                    at,
+                    // It was made from a timestamp.
+                    at: Timestamp::from_millisecond(truncation.at_ms).unwrap_or(at),
                     body: EventBody::Truncated {
                         last_seq: truncation.last_seq,
                         bytes: truncation.text_bytes,
@@ -89,7 +93,7 @@ fn lines(
     range: &Range,
     after: u64,
     events: &mut Events,
-    at: &mut jiff::Timestamp,
+    at: &mut Timestamp,
 ) -> Result<bool, StoreError> {
     let end = segments::read(session_dir, range, after, |seq, line| {
         *at = line.at;

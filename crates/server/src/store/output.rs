@@ -85,7 +85,8 @@ impl Appender {
         let segment_bytes_max = (self.bytes_max / SEGMENTS_KEPT).max(1);
         let placed = segments::place(&lines, stored.spot(attempt), segment_bytes_max);
         let pieces: Vec<Piece> = placed.iter().map(|(piece, _)| *piece).collect();
-        let dropped = self.make_room(stored, ordinal, &pieces).await?;
+        let at_ms = lines.last().map_or(0, |line| line.at.as_millisecond());
+        let dropped = self.make_room(stored, ordinal, &pieces, at_ms).await?;
         let session_dir = segments::session_dir(&self.output_dir, id);
         if !placed.is_empty() {
             let session_dir = session_dir.clone();
@@ -131,6 +132,7 @@ impl Appender {
         stored: &StoredOutput,
         ordinal: u64,
         pieces: &[Piece],
+        at_ms: i64,
     ) -> Result<Dropped, StoreError> {
         let mut dropped = Dropped::default();
         let new: u64 = pieces.iter().map(|piece| piece.bytes).sum();
@@ -144,7 +146,7 @@ impl Appender {
             excess = excess.saturating_sub(segment.bytes);
             let ranges = self.reads.ranges_in(ordinal, *segment).await?;
             for range in &ranges {
-                let (truncation, longer) = truncated(range, newest);
+                let (truncation, longer) = truncated(range, newest, at_ms);
                 if longer {
                     dropped
                         .truncations
@@ -173,9 +175,19 @@ impl Appender {
 
     /// Cuts the files of these sessions back to what is recorded.
     pub(super) async fn cut_back(&self, live: &[(u64, Arc<Session>)]) -> Result<(), StoreError> {
-        for (ordinal, session) in live {
-            let recorded = self.reads.segments(*ordinal).await?;
+        let failed = "cut output back to what is recorded";
+        let folders = live.iter().map(|(ordinal, session)| {
             let session_dir = segments::session_dir(&self.output_dir, session.id);
+            (*ordinal, session_dir)
+        });
+        let folders: Vec<_> = folders.collect();
+        // Most have not written anything: a look for the folder is cheaper than a query.
+        let begun = blocking(move || {
+            let there = |(_, folder): &(u64, PathBuf)| folder.is_dir();
+            folders.into_iter().filter(there).collect::<Vec<_>>()
+        });
+        for (ordinal, session_dir) in begun.await? {
+            let recorded = self.reads.segments(ordinal).await?;
             blocking(move || {
                 segments::cut_back(&session_dir, |attempt, number| {
                     let mut recorded = recorded.iter();
@@ -185,7 +197,7 @@ impl Appender {
                 })
             })
             .await?
-            .map_err(StoreError::io("cut output back to what is recorded"))?;
+            .map_err(StoreError::io(failed))?;
         }
         Ok(())
     }
@@ -262,12 +274,13 @@ impl StoredOutput {
 }
 
 /// What stands for a dropped range, and whether that is the newest truncation made longer.
-fn truncated(range: &Range, newest: Option<Truncation>) -> (Truncation, bool) {
+fn truncated(range: &Range, newest: Option<Truncation>, at_ms: i64) -> (Truncation, bool) {
     let last_seq = range.first_seq + range.lines - 1;
     match newest {
         Some(before) if before.last_seq + 1 == range.first_seq => {
             let longer = Truncation {
                 last_seq,
+                at_ms,
                 text_bytes: before.text_bytes + range.text_bytes,
                 ..before
             };
@@ -277,6 +290,7 @@ fn truncated(range: &Range, newest: Option<Truncation>) -> (Truncation, bool) {
             let alone = Truncation {
                 first_seq: range.first_seq,
                 last_seq,
+                at_ms,
                 text_bytes: range.text_bytes,
             };
             (alone, false)

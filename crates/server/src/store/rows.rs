@@ -187,6 +187,8 @@ pub(super) struct Range {
 pub(super) struct Truncation {
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
+    /// When the last of them were dropped.
+    pub(super) at_ms: i64,
     pub(super) text_bytes: u64,
 }
 

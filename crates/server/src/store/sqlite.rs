@@ -43,112 +43,110 @@ pub(super) struct Database {
     readers: SqlitePool,
 }
 
-/// One statement of a batch: its text takes the rows as its one argument, a JSON array.
-struct Statement {
-    text: &'static str,
-    rows: JsonRows,
-    what: &'static str,
-}
+/// The statements of a batch in the order they are run, each with what it writes. Each takes its
+/// rows as one argument, a JSON array. A `WHERE true` keeps SQLite from reading `ON CONFLICT` as a
+/// join.
+const STATEMENTS: [(&str, &str); 12] = [
+    (
+        "orchestrations",
+        "INSERT INTO orchestrations (id, created_at, body)
+         SELECT value ->> 'id', value ->> 'created_at', value -> 'body' FROM json_each(?);",
+    ),
+    (
+        "sessions",
+        "INSERT INTO sessions
+             (ordinal, id, orchestration_id, state, version, attempt, last_seq)
+         SELECT value ->> 'ordinal', value ->> 'id', value ->> 'orchestration_id',
+             value ->> 'state', value ->> 'version', value ->> 'attempt', value ->> 'last_seq'
+         FROM json_each(?);",
+    ),
+    (
+        "session_briefs",
+        "INSERT INTO session_briefs (ordinal, body)
+         SELECT value ->> 'ordinal', value -> 'body' FROM json_each(?);",
+    ),
+    (
+        "session states",
+        "UPDATE sessions SET version = rows.value ->> 'version',
+             state = rows.value ->> 'state', attempt = rows.value ->> 'attempt',
+             last_seq = rows.value ->> 'last_seq'
+         FROM json_each(?) AS rows
+         WHERE sessions.ordinal = rows.value ->> 'ordinal'
+             AND sessions.version = rows.value ->> 'read_at';",
+    ),
+    (
+        "session_states",
+        "INSERT INTO session_states (ordinal, state, report)
+         SELECT value ->> 'ordinal', value -> 'state', nullif(value -> 'report', 'null')
+         FROM json_each(?) WHERE true
+         ON CONFLICT (ordinal) DO UPDATE SET state = excluded.state, report = excluded.report;",
+    ),
+    (
+        "event counters",
+        "UPDATE sessions SET last_seq = rows.value ->> 'last_seq'
+         FROM json_each(?) AS rows WHERE sessions.ordinal = rows.value ->> 'ordinal';",
+    ),
+    (
+        "idempotency_keys",
+        "INSERT INTO idempotency_keys (key_sha256, digest, response)
+         SELECT value ->> 'key_sha256', value ->> 'digest', unhex(value ->> 'response')
+         FROM json_each(?);",
+    ),
+    (
+        "events",
+        "INSERT INTO events (ordinal, seq, at_ms, body)
+         SELECT value ->> 'ordinal', value ->> 'seq', value ->> 'at_ms', value -> 'body'
+         FROM json_each(?);",
+    ),
+    (
+        "dropped output_ranges",
+        "DELETE FROM output_ranges WHERE (ordinal, first_seq) IN
+             (SELECT value ->> 'ordinal', value ->> 'first_seq' FROM json_each(?));",
+    ),
+    (
+        "output_ranges",
+        "INSERT INTO output_ranges
+             (ordinal, first_seq, lines, attempt, segment, offset, bytes, text_bytes)
+         SELECT value ->> 'ordinal', value ->> 'first_seq', value ->> 'lines',
+             value ->> 'attempt', value ->> 'segment', value ->> 'offset', value ->> 'bytes',
+             value ->> 'text_bytes'
+         FROM json_each(?) WHERE true
+         ON CONFLICT (ordinal, first_seq) DO UPDATE SET lines = excluded.lines,
+             bytes = excluded.bytes, text_bytes = excluded.text_bytes;",
+    ),
+    (
+        "truncations",
+        "INSERT INTO truncations (ordinal, first_seq, last_seq, at_ms, text_bytes)
+         SELECT value ->> 'ordinal', value ->> 'first_seq', value ->> 'last_seq',
+             value ->> 'at_ms', value ->> 'text_bytes'
+         FROM json_each(?) WHERE true
+         ON CONFLICT (ordinal, first_seq) DO UPDATE SET last_seq = excluded.last_seq,
+             at_ms = excluded.at_ms, text_bytes = excluded.text_bytes;",
+    ),
+    (
+        "agent_positions",
+        "INSERT INTO agent_positions (ordinal, attempt, position)
+         SELECT value ->> 'ordinal', value ->> 'attempt', value ->> 'position'
+         FROM json_each(?) WHERE true
+         ON CONFLICT (ordinal, attempt) DO UPDATE SET position = excluded.position;",
+    ),
+];
 
-/// In the order of execution. A `WHERE true` keeps SQLite from reading `ON CONFLICT` as a join.
-fn statements(rows: Rows) -> [Statement; 12] {
-    let statement = |what, rows, text| Statement { text, rows, what };
+/// The rows of each of [`STATEMENTS`].
+fn arguments(rows: Rows) -> [JsonRows; STATEMENTS.len()] {
     [
-        statement(
-            "orchestrations",
-            rows.orchestrations,
-            "INSERT INTO orchestrations (id, created_at, body)
-             SELECT value ->> 'id', value ->> 'created_at', value -> 'body' FROM json_each(?);",
-        ),
-        statement(
-            "sessions",
-            rows.sessions,
-            "INSERT INTO sessions
-                 (ordinal, id, orchestration_id, state, version, attempt, last_seq)
-             SELECT value ->> 'ordinal', value ->> 'id', value ->> 'orchestration_id',
-                 value ->> 'state', value ->> 'version', value ->> 'attempt', value ->> 'last_seq'
-             FROM json_each(?);",
-        ),
-        statement(
-            "session_briefs",
-            rows.briefs,
-            "INSERT INTO session_briefs (ordinal, body)
-             SELECT value ->> 'ordinal', value -> 'body' FROM json_each(?);",
-        ),
-        statement(
-            "session states",
-            rows.moves,
-            "UPDATE sessions SET version = rows.value ->> 'version',
-                 state = rows.value ->> 'state', attempt = rows.value ->> 'attempt',
-                 last_seq = rows.value ->> 'last_seq'
-             FROM json_each(?) AS rows
-             WHERE sessions.ordinal = rows.value ->> 'ordinal'
-                 AND sessions.version = rows.value ->> 'read_at';",
-        ),
-        statement(
-            "session_states",
-            rows.states,
-            "INSERT INTO session_states (ordinal, state, report)
-             SELECT value ->> 'ordinal', value -> 'state', nullif(value -> 'report', 'null')
-             FROM json_each(?) WHERE true
-             ON CONFLICT (ordinal) DO UPDATE SET state = excluded.state, report = excluded.report;",
-        ),
-        statement(
-            "event counters",
-            rows.counters,
-            "UPDATE sessions SET last_seq = rows.value ->> 'last_seq'
-             FROM json_each(?) AS rows WHERE sessions.ordinal = rows.value ->> 'ordinal';",
-        ),
-        statement(
-            "idempotency_keys",
-            rows.keys,
-            "INSERT INTO idempotency_keys (key_sha256, digest, response)
-             SELECT value ->> 'key_sha256', value ->> 'digest', unhex(value ->> 'response')
-             FROM json_each(?);",
-        ),
-        statement(
-            "events",
-            rows.events,
-            "INSERT INTO events (ordinal, seq, at_ms, body)
-             SELECT value ->> 'ordinal', value ->> 'seq', value ->> 'at_ms', value -> 'body'
-             FROM json_each(?);",
-        ),
-        statement(
-            "dropped output_ranges",
-            rows.dropped_ranges,
-            "DELETE FROM output_ranges WHERE (ordinal, first_seq) IN
-                 (SELECT value ->> 'ordinal', value ->> 'first_seq' FROM json_each(?));",
-        ),
-        statement(
-            "output_ranges",
-            rows.ranges,
-            "INSERT INTO output_ranges
-                 (ordinal, first_seq, lines, attempt, segment, offset, bytes, text_bytes)
-             SELECT value ->> 'ordinal', value ->> 'first_seq', value ->> 'lines',
-                 value ->> 'attempt', value ->> 'segment', value ->> 'offset', value ->> 'bytes',
-                 value ->> 'text_bytes'
-             FROM json_each(?) WHERE true
-             ON CONFLICT (ordinal, first_seq) DO UPDATE SET lines = excluded.lines,
-                 bytes = excluded.bytes, text_bytes = excluded.text_bytes;",
-        ),
-        statement(
-            "truncations",
-            rows.truncations,
-            "INSERT INTO truncations (ordinal, first_seq, last_seq, text_bytes)
-             SELECT value ->> 'ordinal', value ->> 'first_seq', value ->> 'last_seq',
-                 value ->> 'text_bytes'
-             FROM json_each(?) WHERE true
-             ON CONFLICT (ordinal, first_seq) DO UPDATE SET last_seq = excluded.last_seq,
-                 text_bytes = excluded.text_bytes;",
-        ),
-        statement(
-            "agent_positions",
-            rows.positions,
-            "INSERT INTO agent_positions (ordinal, attempt, position)
-             SELECT value ->> 'ordinal', value ->> 'attempt', value ->> 'position'
-             FROM json_each(?) WHERE true
-             ON CONFLICT (ordinal, attempt) DO UPDATE SET position = excluded.position;",
-        ),
+        rows.orchestrations,
+        rows.sessions,
+        rows.briefs,
+        rows.moves,
+        rows.states,
+        rows.counters,
+        rows.keys,
+        rows.events,
+        rows.dropped_ranges,
+        rows.ranges,
+        rows.truncations,
+        rows.positions,
     ]
 }
 
@@ -253,19 +251,20 @@ impl Database {
 /// Runs the batch's statements and commits. Two messages to the connection's thread in all,
 /// whatever the number of rows: each costs two thread switches.
 async fn transact(connection: &mut SqliteConnection, rows: Rows) -> Result<(), StoreError> {
-    let used: Vec<Statement> = statements(rows)
+    let used: Vec<_> = STATEMENTS
         .into_iter()
-        .filter(|statement| statement.rows.count() > 0)
+        .zip(arguments(rows))
+        .filter(|(_, rows)| rows.count() > 0)
         .collect();
     let mut text = String::from("BEGIN IMMEDIATE;");
-    text.extend(used.iter().map(|statement| statement.text));
+    text.extend(used.iter().map(|((_, sql), _)| *sql));
     // The text is made of the constants above alone, and of few combinations: each is prepared
     // once.
     let mut query = sqlx::query(AssertSqlSafe(text));
     let mut expected = Vec::with_capacity(used.len());
-    for statement in used {
-        expected.push((statement.what, statement.rows.count()));
-        query = query.bind(statement.rows.finish());
+    for ((what, _), rows) in used {
+        expected.push((what, rows.count()));
+        query = query.bind(rows.finish());
     }
     // The stream also carries the result of BEGIN.
     let mut results = (&mut *connection).fetch_many(query);

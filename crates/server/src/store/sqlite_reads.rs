@@ -178,7 +178,7 @@ impl Reads {
         .await
         .map_err(failed("read a session's output"))?;
         let truncation = sqlx::query(
-            "SELECT first_seq, last_seq, text_bytes FROM truncations WHERE ordinal = ?
+            "SELECT first_seq, last_seq, at_ms, text_bytes FROM truncations WHERE ordinal = ?
              ORDER BY first_seq DESC LIMIT 1",
         )
         .bind(signed(ordinal))
@@ -247,7 +247,7 @@ impl Reads {
                  0 AS segment, 0 AS offset, 0 AS bytes, 0 AS text_bytes
              FROM events WHERE ordinal = ?1 AND seq > ?2
              UNION ALL
-             SELECT first_seq, last_seq, 0, NULL, 0, 0, 0, 0, 0, text_bytes
+             SELECT first_seq, last_seq, at_ms, NULL, 0, 0, 0, 0, 0, text_bytes
              FROM truncations WHERE ordinal = ?1 AND last_seq > ?2
              UNION ALL
              SELECT first_seq, first_seq + lines - 1, 0, NULL, lines, attempt, segment, offset,
@@ -289,6 +289,7 @@ fn truncation_of(row: &SqliteRow) -> Result<Truncation, StoreError> {
     Ok(Truncation {
         first_seq: row.number("first_seq")?,
         last_seq: row.number("last_seq")?,
+        at_ms: row.column("at_ms")?,
         text_bytes: row.number("text_bytes")?,
     })
 }

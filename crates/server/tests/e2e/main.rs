@@ -1,0 +1,19 @@
+//! Black-box tests of the whole: the real server and its HTTP API, real Docker, real git, and the
+//! real Claude Code CLI playing scripts; a misbehaving stand-in for the CLI where a test needs one.
+//!
+//! One binary with many modules, to be linked once. Each test has a server, a data directory and
+//! a label of its own on everything in Docker, and leaves nothing behind.
+
+mod api;
+mod cleanup;
+mod crashes;
+mod dependencies;
+mod docker;
+mod fake_claude;
+mod hostile;
+mod orchestrate;
+mod remote;
+mod runtime_away;
+mod sealed;
+mod seed_bodies;
+mod world;

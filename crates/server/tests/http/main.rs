@@ -1,0 +1,10 @@
+//! The HTTP door from outside: real connections to a real server over a real store.
+
+mod app;
+mod bad_inputs;
+mod door;
+mod events;
+mod idempotency;
+mod lists;
+mod seed;
+mod sessions;
