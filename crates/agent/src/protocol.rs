@@ -34,6 +34,8 @@ pub const RUN_DIR: &str = "/run/baton";
 pub const SOCKET_NAME: &str = "session.sock";
 /// The agent's own file name in that directory.
 pub const AGENT_NAME: &str = "agent";
+/// Claude Code's file name in that directory, where the image may lack it.
+pub const CLAUDE_NAME: &str = "claude";
 /// Where the workspace volume is mounted: Claude's working directory, the clone.
 pub const WORKSPACE_DIR: &str = "/workspace";
 /// Where the state volume is mounted: Claude's own state and the agent's spool.

@@ -238,7 +238,7 @@ impl Outcome {
             ),
             (Some(Cut::NoFirstByte | Cut::Stalled), _) => Self::failed(
                 C::Stalled,
-                "Claude went silent and was stopped; look at the log, then retry",
+                "Claude went silent and was stopped; look at its log, then create the session again",
             ),
             _ if killed_for_memory => Self::failed(
                 C::Oom,

@@ -125,14 +125,23 @@ fn ready(session: &Session, standing: &impl Fn(SessionId) -> Option<Standing>) -
         .all(|&id| standing(id) == Some(Standing::Completed))
 }
 
-/// Sandboxes that stand ready or are being made.
+/// Sandboxes that stand ready or are being made. Those being made count by their sessions, for
+/// which an action is under way: until it ends, nothing is seen of them.
 fn prepared(snapshot: &Snapshot) -> usize {
-    snapshot
+    let ready = snapshot
         .sandboxes
         .seen
         .values()
-        .filter(|sandbox| sandbox.state == SandboxState::Prepared)
-        .count()
+        .filter(|sandbox| sandbox.state == SandboxState::Prepared);
+    let being_made = snapshot.sessions.iter().filter(|session| {
+        matches!(session.state, SessionState::Created | SessionState::Queued)
+            && snapshot.busy.contains(&session.id)
+            && !snapshot
+                .sandboxes
+                .seen
+                .contains_key(&(session.id, session.attempt))
+    });
+    ready.count() + being_made.count()
 }
 
 fn removals(snapshot: &Snapshot, standing: &impl Fn(SessionId) -> Option<Standing>) -> Vec<Action> {
@@ -333,6 +342,14 @@ mod tests {
     fn sandboxes_are_made_ahead_up_to_the_limit() {
         check("a:created b:created", "", "", expect!["prepare a"]);
         check("a:created b:created", "", "a:prepared", expect![""]);
+    }
+
+    #[test]
+    fn a_sandbox_that_is_being_made_counts() {
+        let mut snapshot = snapshot("a:created b:created", "");
+        snapshot.busy.insert(session_id("b"));
+        let actions = plan(&snapshot, |_| Some(Standing::Open), &LIMITS);
+        assert_eq!(render(&actions), "");
     }
 
     #[test]

@@ -11,12 +11,11 @@ use baton_domain::Kind;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::gateway::model::Credential;
-
 /// The shortest secret that may guard a public address, in bytes.
 const PUBLIC_SECRET_BYTES_MIN: usize = 32;
 const LISTEN_DEFAULT: &str = "127.0.0.1:3002";
-const IMAGE_DEFAULT: &str = "claudecode:latest";
+/// The image `baton image build` makes unless told otherwise.
+pub const IMAGE_DEFAULT: &str = "claudecode:latest";
 const GIT_BASE_URL_DEFAULT: &str = "https://github.com";
 const MODEL_BASE_URL_DEFAULT: &str = "https://api.anthropic.com";
 const MAX_RUNNING_DEFAULT: usize = 4;
@@ -111,6 +110,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// See [`Settings::data_dir`].
     pub data_dir: PathBuf,
+    /// The SQLite file; in the data directory when absent.
+    pub database: Option<PathBuf>,
     /// See [`Settings::git_base_url`].
     pub git_base_url: String,
     /// For fetching and pushing, used by the server alone.
@@ -141,6 +142,17 @@ pub struct Config {
     pub limits: HashMap<Kind, KindLimits>,
     /// See [`Settings::failpoint`].
     pub failpoint: Option<String>,
+}
+
+/// How we show who we are to the model API.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    /// `ANTHROPIC_API_KEY`: sent as `x-api-key`.
+    ApiKey(SecretString),
+    /// `CLAUDE_CODE_OAUTH_TOKEN`: a subscription's token, sent as a bearer with a beta header.
+    OauthToken(SecretString),
+    /// `ANTHROPIC_AUTH_TOKEN`: sent as a bearer, for gateways of one's own.
+    AuthToken(SecretString),
 }
 
 /// How long agents wait for what, in seconds.
@@ -306,6 +318,7 @@ impl Config {
             secrets: secrets()?,
             listen,
             data_dir: settings.data_dir()?,
+            database: database(settings.database_url.as_deref())?,
             git_base_url: settings
                 .git_base_url
                 .clone()
@@ -333,11 +346,11 @@ impl Config {
             limits: settings.limits,
             failpoint: settings.failpoint,
         };
-        config.check(settings.database_url.as_deref())?;
+        config.check()?;
         Ok(config)
     }
 
-    fn check(&self, database_url: Option<&str>) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), ConfigError> {
         let short = |secret: &SecretString| secret.expose_secret().len() < PUBLIC_SECRET_BYTES_MIN;
         if !self.listen.ip().is_loopback() && self.secrets.iter().any(short) {
             return Err(ConfigError::ShortSecret {
@@ -349,13 +362,6 @@ impl Config {
                 name: "BATON_MAX_RUNNING",
                 value: "0".into(),
                 rule: "no session could ever run; use 1 or more",
-            });
-        }
-        if let Some(url) = database_url.filter(|url| !url.is_empty()) {
-            return Err(ConfigError::Value {
-                name: "BATON_DATABASE_URL",
-                value: url.split(':').next().unwrap_or_default().to_owned() + ":…",
-                rule: "this version keeps its SQLite file in the data directory; leave it unset",
             });
         }
         Ok(())
@@ -378,6 +384,25 @@ fn secrets() -> Result<Vec<SecretString>, ConfigError> {
         Err(ConfigError::NoSecret)
     } else {
         Ok(secrets)
+    }
+}
+
+/// The file that `sqlite:FILE` names.
+fn database(url: Option<&str>) -> Result<Option<PathBuf>, ConfigError> {
+    let Some(url) = url.filter(|url| !url.is_empty()) else {
+        return Ok(None);
+    };
+    let file = url
+        .strip_prefix("sqlite:")
+        .map(|path| path.strip_prefix("//").unwrap_or(path));
+    match file {
+        Some(path) if !path.is_empty() && !path.contains('?') => Ok(Some(PathBuf::from(path))),
+        // Only the scheme is shown: such a URL may hold a password.
+        _ => Err(ConfigError::Value {
+            name: "BATON_DATABASE_URL",
+            value: format!("{}:…", url.split(':').next().unwrap_or_default()),
+            rule: "this version knows sqlite:FILE only; leave it unset for a file in the data directory",
+        }),
     }
 }
 
@@ -430,6 +455,7 @@ mod tests {
             secrets: vec![secret.into()],
             listen: listen.parse().expect("an address"),
             data_dir: PathBuf::new(),
+            database: None,
             git_base_url: String::new(),
             github_token: None,
             model_base_url: String::new(),
@@ -455,12 +481,22 @@ mod tests {
 
     #[test]
     fn a_public_address_needs_a_long_secret() {
-        assert!(config("127.0.0.1:1", "short").check(None).is_ok());
-        assert!(config("[::1]:1", "short").check(None).is_ok());
-        assert!(config("0.0.0.0:1", "short").check(None).is_err());
-        assert!(config("0.0.0.0:1", &"x".repeat(32)).check(None).is_ok());
+        assert!(config("127.0.0.1:1", "short").check().is_ok());
+        assert!(config("[::1]:1", "short").check().is_ok());
+        assert!(config("0.0.0.0:1", "short").check().is_err());
+        assert!(config("0.0.0.0:1", &"x".repeat(32)).check().is_ok());
         let debug = format!("{:?}", config("127.0.0.1:1", "hush-hush"));
         assert!(!debug.contains("hush-hush"));
+    }
+
+    #[test]
+    fn a_database_url_is_a_sqlite_file() {
+        let path = |url| database(Some(url)).ok().flatten();
+        assert_eq!(path("sqlite:/x/y.db"), Some("/x/y.db".into()));
+        assert_eq!(path("sqlite:///x/y.db"), Some("/x/y.db".into()));
+        assert_eq!(path("sqlite:y.db"), Some("y.db".into()));
+        let error = database(Some("postgres://me:hush@host/db")).expect_err("not yet");
+        assert!(!error.to_string().contains("hush"), "{error}");
     }
 
     #[test]

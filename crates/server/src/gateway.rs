@@ -22,7 +22,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use baton_agent::protocol::{AGENT_NAME, AGENT_PATH, Job, SOCKET_NAME, UPGRADE};
+use baton_agent::protocol::{AGENT_NAME, AGENT_PATH, CLAUDE_NAME, Job, SOCKET_NAME, UPGRADE};
 use baton_domain::ending::Usage;
 use baton_domain::{Attempt, Session, SessionId};
 use hyper_util::rt::TokioIo;
@@ -54,6 +54,8 @@ pub struct GatewayParts {
     pub run_root: PathBuf,
     /// The agent's binary, on the same file system.
     pub agent: PathBuf,
+    /// Claude Code for images that may lack it, on the same file system.
+    pub claude: Option<PathBuf>,
     /// Sessions and their output.
     pub store: Store,
     /// Mirrors.
@@ -118,10 +120,11 @@ impl Gateway {
         let dir = self.run_dir(session, attempt);
         std::fs::create_dir_all(&dir)?;
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(DIRECTORY_MODE))?;
-        match std::fs::hard_link(&self.parts.agent, dir.join(AGENT_NAME)) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(dir),
+        link(&self.parts.agent, &dir.join(AGENT_NAME))?;
+        if let Some(claude) = &self.parts.claude {
+            link(claude, &dir.join(CLAUDE_NAME))?;
         }
+        Ok(dir)
     }
 
     /// Opens the session's socket, or finds it open.
@@ -228,6 +231,14 @@ impl Gate {
             + counts.cache_creation_input_tokens
             + counts.cache_read_input_tokens;
         metered.output_tokens += counts.output_tokens;
+    }
+}
+
+/// Costs no copy; there already is fine.
+fn link(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::hard_link(from, to) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

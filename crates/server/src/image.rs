@@ -25,6 +25,10 @@ use program::Programs;
 pub const LABEL: &str = "dev.baton.image";
 /// Label of a session image: the version of the Claude Code CLI in it.
 pub const CLI_LABEL: &str = "dev.baton.claude-code";
+/// Where the image has the CLI.
+const CLI_PATH: &str = "/usr/local/bin/claude";
+/// How long copying the CLI out of the image may take.
+const COPY_LIMIT: Duration = Duration::from_secs(120);
 
 /// For questions the daemon answers from memory.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -83,6 +87,35 @@ pub fn cli_version() -> &'static str {
 /// [`ImageError::Daemon`] or [`ImageError::ProgramMissing`] when there is nobody to ask.
 pub async fn state(image: &str) -> Result<ImageState, ImageError> {
     Tools::default().state(image, None).await
+}
+
+/// Copies the Claude Code CLI out of `image`, one that [`build`] made, to `path`; there already is
+/// fine.
+///
+/// # Errors
+/// Any [`ImageError`]; nothing is at `path` then.
+pub async fn extract_cli(image: &str, path: &Path) -> Result<(), ImageError> {
+    if path.exists() {
+        return Ok(());
+    }
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder).map_err(ImageError::io("cannot create", folder))?;
+    let docker = |step| Programs::default().call("docker", step, COPY_LIMIT);
+    let create = docker("making a container to copy the CLI from");
+    let container = create.args(["create", image]).answer().await?;
+    let partial = path.with_extension("partial");
+    let copied = docker("copying the CLI")
+        .arg("cp")
+        .arg(format!("{container}:{CLI_PATH}"))
+        .arg(&partial)
+        .answer()
+        .await;
+    let removed = docker("removing that container")
+        .args(["rm", &container])
+        .answer()
+        .await;
+    copied.and(removed)?;
+    fs::rename(&partial, path).map_err(ImageError::io("cannot name", path))
 }
 
 /// Builds the image named in `options`, unless it is up to date.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::agent_binary;
 use crate::clock::{Clock, SystemClock};
 use crate::conclude::Concluder;
-use crate::config::Config;
+use crate::config::{Config, IMAGE_DEFAULT};
 use crate::gateway::model::{ModelGateway, ModelSettings};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::{self, HttpParts, ServeSettings};
+use crate::image::{self, ImageState};
 use crate::launch::Jobs;
 use crate::orchestrator::{Orchestrator, OrchestratorParts, RandomIds};
 use crate::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
@@ -59,6 +60,7 @@ impl Server {
             .context("the address listened on is unknown")?;
         let output = StoreSettings {
             output_bytes_max: config.output_bytes_max,
+            database: config.database.clone(),
         };
         let store = Store::open(&data_dir, output)
             .await
@@ -89,6 +91,7 @@ impl Server {
         let gateway = Gateway::new(GatewayParts {
             run_root: data_dir.join("run"),
             agent,
+            claude: claude_for(&config.image, &data_dir).await,
             store: store.clone(),
             repos: repos.clone(),
             model,
@@ -160,6 +163,26 @@ impl Server {
             .context("the reconciler ended abnormally")?;
         self.store.close().await;
         served
+    }
+}
+
+/// Claude Code for an image that is none of ours and may lack it: the one of the image that
+/// `baton image build` makes. None where it isn't needed or cannot be had; what is missing then
+/// shows in the sessions and in `baton doctor`.
+async fn claude_for(image: &str, data_dir: &Path) -> Option<PathBuf> {
+    if !matches!(image::state(image).await, Ok(ImageState::Foreign)) {
+        return None;
+    }
+    let path = data_dir
+        .join("claude-code")
+        .join(image::cli_version())
+        .join("claude");
+    match image::extract_cli(IMAGE_DEFAULT, &path).await {
+        Ok(()) => Some(path),
+        Err(error) => {
+            tracing::warn!(%error, "{image} gets no Claude Code from here; it must hold its own");
+            None
+        }
     }
 }
 

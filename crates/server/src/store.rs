@@ -46,6 +46,8 @@ pub use types::{
 
 /// The lock's name in the data directory.
 const LOCK_NAME: &str = "lock";
+/// The database's name in the data directory.
+const DATABASE_NAME: &str = "baton.db";
 /// The folder of the segment files.
 const OUTPUT_NAME: &str = "output";
 /// What a cursor begins with.
@@ -80,7 +82,12 @@ impl Store {
     /// made it; [`StoreError::Unavailable`].
     pub async fn open(data_dir: &Path, settings: StoreSettings) -> Result<Self, StoreError> {
         let lock = lock(data_dir)?;
-        let database = Database::open(data_dir).await?;
+        let database = Database::open(
+            settings
+                .database
+                .unwrap_or_else(|| data_dir.join(DATABASE_NAME)),
+        )
+        .await?;
         let reads = Reads::new(database.readers());
         let directory = Arc::new(Directory::new());
         let live = reads.live().await?;

@@ -53,6 +53,7 @@ impl App {
     async fn over(dir: TempDir, runtime: Arc<FakeRuntime>, slots_max: usize) -> Self {
         let settings = StoreSettings {
             output_bytes_max: 64 << 20,
+            database: None,
         };
         let store = Store::open(&dir.path().join("data"), settings)
             .await
@@ -79,6 +80,7 @@ impl App {
         let gateway = Gateway::new(GatewayParts {
             run_root: dir.path().join("data/run"),
             agent: dir.path().join("agent"),
+            claude: None,
             store: store.clone(),
             repos: repos.clone(),
             model: ModelGateway::new(model).expect("a model gateway"),

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::Bench;
 use crate::docker::{self, FakeImage, RawSandboxes};
-use crate::home::Home;
+use crate::home::{Home, sandbox_dir};
 use crate::server::{Order, Server};
 use crate::table::{Aim, Row, Unit, median, print, print_note};
 
@@ -36,10 +36,12 @@ pub fn run(bench: &Bench) -> Result<()> {
     let body = bench
         .runtime
         .block_on(docker::body_of(&engine, &container(&server, &first)?))?;
+    let sandbox = sandbox_dir(&home.data_dir(), &first);
+    let sandboxes = RawSandboxes::new(bench, &engine, body, &sandbox)?;
     server.call(&serde_json::json!({"type": "session.cancel", "sessionId": first}))?;
     server.wait_for_line("\"ended\"", 1, LIMIT)?;
 
-    let raw_ms = raw(bench, &engine, body, &home)?;
+    let raw_ms = raw(bench, sandboxes)?;
     for (kind, requirements) in [("analysis", "nothing"), ("implementation", "write")] {
         let began = Timestamp::now();
         let chain = Chain::run(&server, kind, requirements)?;
@@ -68,14 +70,7 @@ pub fn container(server: &Server, id: &str) -> Result<String> {
     Ok(base.to_owned())
 }
 
-fn raw(
-    bench: &Bench,
-    engine: &bollard::Docker,
-    body: bollard::models::ContainerCreateBody,
-    home: &Home,
-) -> Result<f64> {
-    let agent = agent_binary(home)?;
-    let mut sandboxes = RawSandboxes::new(bench, engine, body, &agent)?;
+fn raw(bench: &Bench, mut sandboxes: RawSandboxes<'_>) -> Result<f64> {
     let mut lives = Vec::with_capacity(SESSIONS);
     for _ in 0..SESSIONS {
         lives.push(bench.runtime.block_on(sandboxes.run())?);
@@ -88,13 +83,6 @@ fn raw(
         of(|life| life.wait_ms),
     ));
     Ok(of(|life| life.create_ms + life.start_ms + life.wait_ms))
-}
-
-/// Where the server laid the agent down.
-fn agent_binary(home: &Home) -> Result<std::path::PathBuf> {
-    let mut versions = std::fs::read_dir(home.data_dir().join("agent"))?;
-    let version = versions.next().context("the server laid no agent down")??;
-    Ok(version.path().join("agent"))
 }
 
 struct Chain {

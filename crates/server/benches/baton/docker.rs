@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -63,10 +63,7 @@ impl FakeImage {
 impl Drop for FakeImage {
     fn drop(&mut self) {
         let mut remove = Command::new("docker");
-        if let Err(error) = run(remove
-            .args(["rmi", "--force", &self.name])
-            .stderr(Stdio::null()))
-        {
+        if let Err(error) = run(remove.args(["rmi", "--force", &self.name])) {
             eprintln!("not removed: {error:#}");
         }
     }
@@ -115,17 +112,17 @@ pub struct RawSandboxes<'a> {
 }
 
 impl<'a> RawSandboxes<'a> {
-    /// Like the container whose `body` that is. `agent` is the agent's binary: with an argument
-    /// it doesn't know it ends at once.
+    /// Like the live sandbox whose directory on the host and `body` those are. They run its agent,
+    /// which ends at once when it is given an argument it doesn't know.
     pub fn new(
         bench: &Bench,
         docker: &'a Docker,
         body: ContainerCreateBody,
-        agent: &Path,
+        sandbox_dir: &Path,
     ) -> Result<Self> {
         let run_dir = tempfile::tempdir_in(bench.scratch.path())?;
         fs::set_permissions(run_dir.path(), fs::Permissions::from_mode(0o755))?;
-        fs::hard_link(agent, run_dir.path().join("agent"))?;
+        fs::hard_link(sandbox_dir.join("agent"), run_dir.path().join("agent"))?;
         let label = uuid::Uuid::new_v4().simple().to_string();
         Ok(Self {
             docker,

@@ -12,6 +12,10 @@ use crate::Bench;
 /// The one repository.
 pub const REPOSITORY: &str = "bench/repository";
 
+/// How often it is looked whether something is left to remove.
+const REMOVALS_MAX: usize = 10;
+const NAMES_AT_ONCE: usize = 50;
+
 /// Removes what its server made when dropped.
 pub struct Home {
     dir: tempfile::TempDir,
@@ -70,6 +74,13 @@ impl Home {
     }
 }
 
+/// The host's directory of a session's first sandbox.
+pub fn sandbox_dir(data_dir: &Path, id: &str) -> PathBuf {
+    data_dir
+        .join("run")
+        .join(format!("{}-1", id.replace('-', "")))
+}
+
 impl Drop for Home {
     fn drop(&mut self) {
         if let Some(label) = self.label() {
@@ -82,39 +93,50 @@ fn git(args: &[&str], dir: &Path) -> Result<()> {
     run(Command::new("git").args(args).arg(dir))
 }
 
-/// Runs a program to its end; its complaints are ours.
+/// Runs a program to its end; what it complains of is told when it fails.
 pub fn run(command: &mut Command) -> Result<()> {
-    let status = command
+    let output = command
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .status()
+        .output()
         .with_context(|| format!("{command:?} cannot be run"))?;
-    ensure!(status.success(), "{command:?} failed");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{command:?} failed: {}",
+        complaints.trim()
+    );
     Ok(())
 }
 
 /// Removes containers and volumes with that label. What does not go is told and left.
 pub fn remove_labelled(label: &str) {
-    let filter = format!("label={label}");
-    for (list, remove) in [
-        (
-            &["ps", "--all", "--quiet"][..],
-            &["rm", "--force", "--volumes"][..],
-        ),
-        (&["volume", "ls", "--quiet"], &["volume", "rm", "--force"]),
-    ] {
-        let listed = Command::new("docker")
-            .args(list)
-            .args(["--filter", &filter])
-            .output();
-        let listed = listed.map(|output| output.stdout).unwrap_or_default();
-        let names = String::from_utf8_lossy(&listed);
-        let names: Vec<&str> = names.split_whitespace().collect();
-        for some in names.chunks(50) {
-            let mut command = Command::new("docker");
-            if let Err(error) = run(command.args(remove).args(some).stderr(Stdio::null())) {
-                eprintln!("not removed: {error:#}");
-            }
+    for _ in 0..REMOVALS_MAX {
+        let containers = listed(&["ps", "--all", "--quiet"], label);
+        let volumes = listed(&["volume", "ls", "--quiet"], label);
+        if containers.is_empty() && volumes.is_empty() {
+            return;
         }
+        remove(&["rm", "--force", "--volumes"], &containers);
+        remove(&["volume", "rm", "--force"], &volumes);
+    }
+    eprintln!("not everything with the label {label} was removed");
+}
+
+fn listed(list: &[&str], label: &str) -> Vec<String> {
+    let mut command = Command::new("docker");
+    let output = command
+        .args(list)
+        .args(["--filter", &format!("label={label}")])
+        .output();
+    let output = output.map(|output| output.stdout).unwrap_or_default();
+    let names = String::from_utf8_lossy(&output);
+    names.split_whitespace().map(str::to_owned).collect()
+}
+
+/// What fails is seen by what is still listed: Docker may still be making what a killed server
+/// had asked for.
+fn remove(verb: &[&str], names: &[String]) {
+    for some in names.chunks(NAMES_AT_ONCE) {
+        let _ = run(Command::new("docker").args(verb).args(some));
     }
 }

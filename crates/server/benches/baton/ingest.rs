@@ -4,7 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,7 +16,7 @@ use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::docker::FakeImage;
-use crate::home::{Home, run as run_program};
+use crate::home::{Home, run as run_program, sandbox_dir};
 use crate::server::{Order, Server};
 use crate::table::{Aim, Row, Unit, print, print_note};
 use crate::{Bench, chain, disk, http, process};
@@ -98,7 +98,7 @@ fn print_rate(figure: &str, seconds: f64, disk: f64) {
 }
 
 fn docker(args: &[&str]) -> Result<()> {
-    run_program(Command::new("docker").args(args).stderr(Stdio::null()))
+    run_program(Command::new("docker").args(args))
 }
 
 /// Lines that all differ, in pieces as an agent frames them.
@@ -173,9 +173,7 @@ fn send(data_dir: &Path, id: &str, chunks: &[Bytes]) -> Result<f64> {
 }
 
 fn connect(data_dir: &Path, id: &str) -> Result<UnixStream> {
-    let dir = data_dir
-        .join("run")
-        .join(format!("{}-1", id.replace('-', "")));
+    let dir = sandbox_dir(data_dir, id);
     let dir = std::fs::File::open(&dir).with_context(|| format!("no {}", dir.display()))?;
     // Its own path may be longer than a socket's may be.
     let short = format!("/proc/self/fd/{}/session.sock", dir.as_raw_fd());

@@ -21,6 +21,7 @@ mod table;
 mod upkeep;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -48,7 +49,17 @@ const SECTIONS: [Section; 9] = [
     ("cold", cold::run),
 ];
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let words: Vec<String> = std::env::args()
         .skip(1)
         .filter(|word| word != "--bench")

@@ -154,7 +154,10 @@ async fn session_image(settings: &Settings) -> Finding {
             Finding::warn("image", text)
         }
         Ok(ImageState::Foreign) => {
-            let text = format!("{name} is an image of your own; it must hold git and glibc");
+            let text = format!(
+                "{name} is an image of your own; it must hold git and glibc, and gets Claude Code \
+                 from the image that `baton image build` makes"
+            );
             Finding::good("image", text)
         }
         Ok(ImageState::Missing) => Finding::bad(

@@ -18,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt, stream::BoxStream};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::config::Credential;
 use scrub::Scrubber;
 use usage::Meter;
 pub use usage::TokenCounts;
@@ -83,17 +84,6 @@ pub struct ModelSettings {
     pub base_url: String,
     /// Without one, every call is answered 401 with a text on how to set one.
     pub credential: Option<Credential>,
-}
-
-/// How we show who we are to the model API.
-#[derive(Debug, Clone)]
-pub enum Credential {
-    /// `ANTHROPIC_API_KEY`: sent as `x-api-key`.
-    ApiKey(SecretString),
-    /// `CLAUDE_CODE_OAUTH_TOKEN`: a subscription's token, sent as a bearer with a beta header.
-    OauthToken(SecretString),
-    /// `ANTHROPIC_AUTH_TOKEN`: sent as a bearer, for gateways of one's own.
-    AuthToken(SecretString),
 }
 
 impl Credential {

@@ -16,8 +16,6 @@ use super::batch::KnownKeys;
 use super::rows::{JsonRows, Rows};
 use super::types::{Cause, StoreError};
 
-/// The database's name in the data directory.
-const DATABASE_NAME: &str = "baton.db";
 /// How long a statement waits for another process that has the database locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a reader waits for a connection.
@@ -151,10 +149,9 @@ fn arguments(rows: Rows) -> [JsonRows; STATEMENTS.len()] {
 }
 
 impl Database {
-    /// Opens the database in `data_dir`, makes it or brings its schema up to date. A damaged one
+    /// Opens the database at `path`, makes it or brings its schema up to date. A damaged one
     /// is refused before anything is written.
-    pub(super) async fn open(data_dir: &Path) -> Result<Self, StoreError> {
-        let path = data_dir.join(DATABASE_NAME);
+    pub(super) async fn open(path: PathBuf) -> Result<Self, StoreError> {
         let bytes = check_header(&path)?;
         let mut connection = connect(&path).await?;
         if bytes > 0 && bytes <= CHECKED_BYTES_MAX {

@@ -11,17 +11,20 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 /// How much the store keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
     /// Bytes of output kept of one session, all attempts together. Past it the middle is dropped:
     /// the first and the last half stay.
     pub output_bytes_max: u64,
+    /// The database's file; `baton.db` in the data directory when absent.
+    pub database: Option<PathBuf>,
 }
 
 impl Default for StoreSettings {
     fn default() -> Self {
         Self {
             output_bytes_max: 64 * 1024 * 1024,
+            database: None,
         }
     }
 }

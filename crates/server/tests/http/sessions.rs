@@ -353,11 +353,13 @@ async fn output_comes_in_pages_without_gap_or_repeat() {
                 .expect("lines")
                 .clone();
             assert!(logs.len() <= limit, "{page}");
-            lines.extend(logs);
+            // There is a cursor as long as more may come.
             cursor = page["data"]["nextCursor"].clone();
-            if cursor.is_null() {
+            assert!(!cursor.is_null(), "{page}");
+            if logs.is_empty() {
                 break;
             }
+            lines.extend(logs);
         }
         assert_eq!(
             json!(lines),
@@ -368,6 +370,9 @@ async fn output_comes_in_pages_without_gap_or_repeat() {
     let path = format!("/api/v1/sessions/{id}/output?limit=2");
     let page = app.get(&path).await.json();
     assert_eq!(page["data"]["output"]["logs"], json!(["a", "b"]));
+    app.webhook(&about("session.cancel", id)).await;
+    let page = app.get(&format!("/api/v1/sessions/{id}/output")).await;
+    assert!(page.json()["data"]["nextCursor"].is_null());
 }
 
 #[tokio::test]

@@ -83,7 +83,10 @@ async fn open(dir: &Path) -> Store {
 }
 
 async fn open_small(dir: &Path, output_bytes_max: u64) -> Store {
-    let settings = StoreSettings { output_bytes_max };
+    let settings = StoreSettings {
+        output_bytes_max,
+        database: None,
+    };
     Store::open(dir, settings).await.expect("the store opens")
 }
 
