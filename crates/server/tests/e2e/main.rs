@@ -12,6 +12,7 @@ mod docker;
 mod fake_claude;
 mod hostile;
 mod orchestrate;
+mod own_image;
 mod remote;
 mod runtime_away;
 mod sealed;
