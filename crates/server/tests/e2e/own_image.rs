@@ -31,7 +31,15 @@ impl Image {
         let context = tempfile::tempdir().expect("a directory for the build");
         std::fs::write(context.path().join("Dockerfile"), DOCKERFILE).expect("the Dockerfile");
         let context = context.path().display().to_string();
-        docker(["build", "--quiet", "--network=none", "--tag", &name, &context]).await;
+        docker([
+            "build",
+            "--quiet",
+            "--network=none",
+            "--tag",
+            &name,
+            &context,
+        ])
+        .await;
         Self(name)
     }
 }
@@ -53,13 +61,18 @@ async fn a_foreign_image_runs_with_the_claude_code_of_ours() {
     let lacks_claude = try_docker(["run", "--rm", &image.0, "sh", "-c", "command -v claude"]).await;
     assert!(!lacks_claude.status.success(), "the image has Claude Code");
     let mut world = World::with_scripts([("write", WRITES_A_FILE)]).await;
-    let remote = world.remote("owner/repo", &[("README.md", "Nothing yet.\n")]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
     world.set("CLAUDE_CONTAINER_IMAGE", &image.0);
     world.start_server().await;
     let session = world.run("Write the note", &[]).await;
     let session = world.completed(&session).await;
     let branch = crate::world::text(&session["result"]["branch"]);
-    assert_eq!(remote.file(&branch, "note.txt").await.as_deref(), Some("written\n"));
+    assert_eq!(
+        remote.file(&branch, "note.txt").await.as_deref(),
+        Some("written\n")
+    );
     // The container goes first, then its image.
     world.no_container().await;
 }
