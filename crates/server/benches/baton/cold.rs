@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
-use crate::Bench;
 use crate::home::{Home, run as run_program};
 use crate::server::{Order, Server};
 use crate::table::{Aim, Row, Unit, median, print};
+use crate::{Bench, docker, steps};
 
 const RUNS: usize = 7;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -30,14 +30,16 @@ pub fn run(bench: &Bench) -> Result<()> {
         ("ANTHROPIC_API_KEY", KEY),
     ];
     let server = Server::start(bench, &home, &settings)?;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let (mut ours, mut bare, mut sessions) = (Vec::new(), Vec::new(), Vec::new());
+    let began = jiff::Timestamp::now();
     // Turn by turn, so that both meet the same machine; the first of each warms up.
     for turn in 0..=RUNS {
         let bare_ms = run_bare(bench, &claude, &model.url)?;
-        let our_ms = run_session(&server)?;
+        let (our_ms, session) = run_session(&server)?;
         if turn > 0 {
             bare.push(bare_ms);
             ours.push(our_ms);
+            sessions.push(session);
         }
     }
     print(&Row {
@@ -47,10 +49,17 @@ pub fn run(bench: &Bench) -> Result<()> {
         baseline: Some((median(bare), "the bare CLI on the host")),
         aim: Some(Aim::RatioAtMost(1.2)),
     });
+    let label = home.label().context("a server without an instance")?;
+    let engine = docker::connect()?;
+    let seen = bench
+        .runtime
+        .block_on(docker::events(&engine, &label, began))?;
+    steps::print(&sessions, &server, &seen);
     Ok(())
 }
 
-fn run_session(server: &Server) -> Result<f64> {
+/// The time in milliseconds, and the session with its events.
+fn run_session(server: &Server) -> Result<(f64, (String, Vec<Value>))> {
     let id = server.create(&Order {
         kind: "analysis",
         requirements: REQUIREMENTS,
@@ -61,9 +70,9 @@ fn run_session(server: &Server) -> Result<f64> {
     server.start_session(&id)?;
     server.wait_completed(&id, LIMIT)?;
     let events = server.session_events(&id)?;
-    let first = events.iter().find(|event| event["type"] == "claude");
-    let first: &Value = first.context("Claude printed nothing")?;
-    Ok(crate::chain::ms(&first["at"]) - asked.as_nanosecond() as f64 / 1e6)
+    let first = steps::line_ms(&events);
+    anyhow::ensure!(first.is_finite(), "Claude printed nothing");
+    Ok((first - asked.as_nanosecond() as f64 / 1e6, (id, events)))
 }
 
 /// The CLI as a user runs it in a fresh directory; milliseconds until its first line.

@@ -19,7 +19,7 @@ use crate::docker::FakeImage;
 use crate::home::{Home, run as run_program, sandbox_dir};
 use crate::server::{Order, Server};
 use crate::table::{Aim, Row, Unit, print, print_note};
-use crate::{Bench, chain, disk, http, process};
+use crate::{Bench, chain, disk, http, process, steps};
 
 const BYTES: usize = 200_000_000;
 const LIMIT: Duration = Duration::from_secs(120);
@@ -36,15 +36,16 @@ pub fn run(bench: &Bench) -> Result<()> {
         ("BATON_OUTPUT_MIB", "1024"),
     ];
     let server = Server::start(bench, &home, &settings)?;
-    let disk = disk::blocks(bench.scratch.path(), BYTES)?;
     print_note(&format!(
         "a bare Unix socket carries {:.0} MB/s",
         disk::unix_socket(BYTES)?
     ));
     for (number, line_bytes) in [1_000, 100].into_iter().enumerate() {
+        let disk = disk::blocks(bench.scratch.path(), BYTES)?;
         gateway(&server, &home, line_bytes, number + 1, disk)?;
     }
     for line_bytes in [1_000, 100] {
+        let disk = disk::blocks(bench.scratch.path(), BYTES)?;
         whole(&server, line_bytes, disk)?;
     }
     Ok(())
@@ -258,7 +259,7 @@ fn whole(server: &Server, line_bytes: usize, disk: f64) -> Result<()> {
         let lines = server.lines(event);
         let line = lines.iter().find(|line| line.contains(&words));
         let line: Value = serde_json::from_str(line.context("no such line in the log")?)?;
-        Ok(chain::ms(&line["timestamp"]))
+        Ok(steps::ms(&line["timestamp"]))
     };
     let deadline = Instant::now() + LIMIT;
     while server.session(&id)?["status"] != "completed" {

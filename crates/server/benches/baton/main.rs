@@ -17,6 +17,7 @@ mod raw_axum;
 mod requests;
 mod restart;
 mod server;
+mod steps;
 mod table;
 mod upkeep;
 
