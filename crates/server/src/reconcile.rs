@@ -18,7 +18,7 @@ use baton_domain::dependencies;
 use baton_domain::observe::{Sandboxes, Snapshot, losses};
 use baton_domain::plan::{Action, Limits, plan};
 use baton_domain::sandbox::{Sandbox, SandboxState};
-use baton_domain::session::{SessionState, Standing};
+use baton_domain::session::SessionState;
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -280,16 +280,9 @@ impl Reconciler {
         }
         self.volumes_looked_at = Some(now);
         let before = self.parts.clock.now() - self.parts.settings.keep_volumes;
-        let store = self.parts.store.clone();
-        let completed = move |id| store.standing(id) == Some(Standing::Completed);
-        match self
-            .parts
-            .runtime
-            .remove_kept_volumes(before, &completed)
-            .await
-        {
+        match self.parts.runtime.remove_kept_volumes(before).await {
             Ok(0) => {}
-            Ok(count) => tracing::info!(count, "removed volumes that are of no more use"),
+            Ok(count) => tracing::info!(count, "removed volumes that were kept long enough"),
             Err(error) => tracing::warn!(%error, "old volumes were not removed"),
         }
     }

@@ -55,14 +55,9 @@ pub trait Runtime: Send + Sync {
     /// [`RuntimeError::NameTaken`] when what bears the name is not ours: it stays.
     async fn remove(&self, id: &SandboxId, volumes: Volumes) -> Result<(), RuntimeError>;
 
-    /// Removes our volumes that no sandbox holds and that were made before `before`, or whose
-    /// session has left nothing in them by `left_nothing` (a crash came between the removal of a
-    /// sandbox and that of its volumes); says how many. A pair of volumes counts as two.
-    async fn remove_kept_volumes(
-        &self,
-        before: Timestamp,
-        left_nothing: &(dyn Fn(SessionId) -> bool + Send + Sync),
-    ) -> Result<usize, RuntimeError>;
+    /// Removes our volumes made before `before` that no sandbox holds, and says how many. A pair
+    /// of volumes that was kept counts as two.
+    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError>;
 
     /// Whether sandboxes can be made from `image`.
     ///

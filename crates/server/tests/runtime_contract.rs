@@ -294,31 +294,12 @@ mod behaviour {
         assert_eq!(stage.volumes(&kept).await, 2);
 
         let hour = SignedDuration::from_hours(1);
-        let (young, old) = (stage.now() - hour, stage.now() + hour);
-        let count = runtime.remove_kept_volumes(young, &|_| false).await;
+        let count = runtime.remove_kept_volumes(stage.now() - hour).await;
         assert_eq!(count.expect("it is there"), 0, "they are young");
-        let count = runtime.remove_kept_volumes(old, &|_| false).await;
+        let count = runtime.remove_kept_volumes(stage.now() + hour).await;
         assert_eq!(count.expect("it is there"), 2);
         assert_eq!(stage.volumes(&kept).await, 0);
         assert_eq!(stage.volumes(&held).await, 2, "a sandbox holds them");
-    }
-
-    pub async fn young_volumes_go_when_nothing_is_left_in_them(stage: impl Stage) {
-        let [done, failed] = [stage.spec(), stage.spec()];
-        let runtime = stage.runtime();
-        for spec in [&done, &failed] {
-            runtime.prepare(spec).await.expect("it is new");
-            let removed = runtime.remove(&spec.id(), Volumes::Keep).await;
-            removed.expect("it is ours");
-        }
-        let young = stage.now() - SignedDuration::from_hours(1);
-        let session = done.session;
-        let count = runtime
-            .remove_kept_volumes(young, &|id| id == session)
-            .await;
-        assert_eq!(count.expect("it is there"), 2);
-        assert_eq!(stage.volumes(&done).await, 0);
-        assert_eq!(stage.volumes(&failed).await, 2);
     }
 
     pub async fn kept_volumes_go_with_a_later_remove(stage: impl Stage) {
@@ -418,8 +399,7 @@ suite! {
     an_exited_sandbox_is_not_started_again,
     the_next_attempt_is_another_sandbox,
     lack_of_memory_is_told,
-    volumes_are_kept_until_they_are_old,
-    young_volumes_go_when_nothing_is_left_in_them,
+    a_sandbox_removed_by_hand_is_seen_to_be_gone,
     removing_twice_is_a_success,
     volumes_are_kept_until_they_are_old,
     kept_volumes_go_with_a_later_remove,

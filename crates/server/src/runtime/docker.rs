@@ -433,12 +433,8 @@ impl Runtime for DockerRuntime {
         }
     }
 
-    async fn remove_kept_volumes(
-        &self,
-        before: Timestamp,
-        left_nothing: &(dyn Fn(SessionId) -> bool + Send + Sync),
-    ) -> Result<usize, RuntimeError> {
-        volumes::remove_unheld(self, before, left_nothing).await
+    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError> {
+        volumes::remove_unheld(self, before).await
     }
 
     async fn check_image(&self, image: &str) -> Result<(), RuntimeError> {

@@ -360,17 +360,12 @@ impl Runtime for FakeRuntime {
         })
     }
 
-    async fn remove_kept_volumes(
-        &self,
-        before: Timestamp,
-        left_nothing: &(dyn Fn(SessionId) -> bool + Send + Sync),
-    ) -> Result<usize, RuntimeError> {
+    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError> {
         self.call(Verb::RemoveKeptVolumes, |host| {
             let sandboxes = &host.sandboxes;
             let pairs = host.volumes.len();
-            host.volumes.retain(|id, (session, _, made)| {
-                sandboxes.contains_key(id) || (*made >= before && !left_nothing(*session))
-            });
+            host.volumes
+                .retain(|id, (.., made)| sandboxes.contains_key(id) || *made >= before);
             Ok(2 * (pairs - host.volumes.len()))
         })
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use baton_domain::{SandboxId, SessionId};
+use baton_domain::SandboxId;
 use bollard::body_full;
 use bollard::models::{ContainerCreateBody, HostConfig, Volume};
 use bollard::query_parameters::{
@@ -130,19 +130,13 @@ pub(super) async fn remove_of(docker: &DockerRuntime, id: &SandboxId) -> Result<
 pub(super) async fn remove_unheld(
     docker: &DockerRuntime,
     before: Timestamp,
-    left_nothing: &(dyn Fn(SessionId) -> bool + Send + Sync),
 ) -> Result<usize, RuntimeError> {
     let filters = HashMap::from([("dangling", vec!["true".to_owned()])]);
     let mut removed = 0;
     for volume in list(docker, filters).await? {
         let created_at = volume.created_at.as_deref();
         let created_at: Option<Timestamp> = created_at.and_then(|text| text.parse().ok());
-        let is_old = created_at.is_some_and(|at| at < before);
-        let is_empty = || {
-            let owner = docker.owner(&volume.labels);
-            owner.is_some_and(|(session, _)| left_nothing(session))
-        };
-        if (is_old || is_empty()) && remove(docker, &volume.name).await? {
+        if created_at.is_some_and(|at| at < before) && remove(docker, &volume.name).await? {
             removed += 1;
         }
     }

@@ -383,7 +383,7 @@ async fn an_absent_daemon_is_unavailable_until_it_comes() {
         runtime.remove(&spec.id(), Volumes::Remove).await,
         runtime.image_exists(IMAGE).await.map(|_| ()),
         runtime
-            .remove_kept_volumes(Timestamp::now(), &|_| false)
+            .remove_kept_volumes(Timestamp::now())
             .await
             .map(|_| ()),
     ];
