@@ -112,6 +112,25 @@ impl Gateway {
             .join(format!("{}-{attempt}", session.0.simple()))
     }
 
+    /// The attempts that have such a directory: each sandbox that is, and each whose removal was
+    /// cut short.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn run_dirs(&self) -> io::Result<Vec<(SessionId, Attempt)>> {
+        let entries = match std::fs::read_dir(&self.parts.run_root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut attempts = Vec::new();
+        for entry in entries {
+            let name = entry?.file_name();
+            // Anything else in there is not ours.
+            attempts.extend(name.to_str().and_then(attempt_of));
+        }
+        Ok(attempts)
+    }
+
     /// Makes the directory that is mounted into the sandbox, with the agent in it.
     ///
     /// # Errors
@@ -240,6 +259,13 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     }
+}
+
+/// The attempt whose directory has this name.
+fn attempt_of(name: &str) -> Option<(SessionId, Attempt)> {
+    let (session, attempt) = name.split_once('-')?;
+    let session = uuid::Uuid::try_parse(session).ok()?;
+    Some((SessionId(session), Attempt(attempt.parse().ok()?)))
 }
 
 /// Binds by way of the directory's descriptor: the path of a Unix socket has at most 107 bytes,

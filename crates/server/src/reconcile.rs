@@ -17,7 +17,7 @@ use std::time::Duration;
 use baton_domain::dependencies;
 use baton_domain::observe::{Sandboxes, Snapshot, losses};
 use baton_domain::plan::{Action, Limits, plan};
-use baton_domain::sandbox::{Sandbox, SandboxState};
+use baton_domain::sandbox::{Sandbox, SandboxState, sandbox_id};
 use baton_domain::session::SessionState;
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 use futures::stream::BoxStream;
@@ -229,6 +229,7 @@ impl Reconciler {
                         self.seen.insert(key, sandbox);
                     }
                 }
+                self.look_at_run_dirs().await;
                 self.parts.health.reachable(&self.parts).await;
                 self.look_at_volumes().await;
                 self.remember_boot();
@@ -268,6 +269,42 @@ impl Reconciler {
         self.backoff
             .next()
             .map_or(listing, |retry| retry.min(listing))
+    }
+
+    /// A removal that was cut short may have left volumes and a directory, and no sandbox that
+    /// could be listed. The directory goes last: while it is there, the removal is asked for again.
+    async fn look_at_run_dirs(&mut self) {
+        let attempts = match self.parts.gateway.run_dirs() {
+            Ok(attempts) => attempts,
+            Err(error) => {
+                tracing::warn!(%error, "directories of sandboxes were not looked through");
+                return;
+            }
+        };
+        for (session, attempt) in attempts {
+            if self.busy.contains(&session) || self.seen.contains_key(&(session, attempt)) {
+                continue;
+            }
+            let Ok(session) = self.parts.store.session(session).await else {
+                continue;
+            };
+            if session.attempt == attempt && !session.state.is_over() {
+                continue;
+            }
+            let now = self.parts.clock.now();
+            let sandbox = Sandbox {
+                id: sandbox_id(session.kind, session.id, attempt),
+                session: session.id,
+                attempt,
+                state: SandboxState::Exited {
+                    code: 0,
+                    oom_killed: false,
+                    finished_at: now,
+                },
+                created_at: now,
+            };
+            self.seen.insert((session.id, attempt), sandbox);
+        }
     }
 
     async fn look_at_volumes(&mut self) {

@@ -21,6 +21,8 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::{Mutex, Semaphore};
 
+use crate::failpoint;
+
 use super::body::{LABEL_ATTEMPT, LABEL_INSTANCE, LABEL_SESSION, container_body};
 use super::refusal::{failed, is_image_missing, is_status};
 use super::sighting::{created_at, inspected_state, labels_of, news, state_of};
@@ -427,6 +429,7 @@ impl Runtime for DockerRuntime {
         let _turn = self.turn(id).lock().await;
         self.delete(&id.0).await?;
         volumes::delete_primer(self, id).await?;
+        failpoint::reach("sandbox_deleted");
         match volumes {
             Volumes::Keep => Ok(()),
             Volumes::Remove => volumes::remove_of(self, id).await,

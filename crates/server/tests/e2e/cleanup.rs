@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::docker::{containers, docker, inspect, volumes};
 use crate::fake_claude::steps;
-use crate::world::{World, text};
+use crate::world::{SESSION_LIMIT, World, eventually, text};
 
 #[tokio::test]
 async fn failed_session_keeps_its_volumes_and_a_completed_one_keeps_nothing() {
@@ -27,8 +27,8 @@ async fn failed_session_keeps_its_volumes_and_a_completed_one_keeps_nothing() {
     kept.sort();
     let expected = ["state", "workspace"].map(|part| format!("baton-{failed}-1-{part}"));
     assert_eq!(kept, expected);
-    let run_dirs = std::fs::read_dir(world.data_dir().join("run")).expect("the run directory");
-    assert_eq!(run_dirs.count(), 0, "directories of sockets are left");
+    let cleared = eventually(SESSION_LIMIT, async || world.run_dirs() == 0).await;
+    assert!(cleared, "directories of sockets are left");
 }
 
 #[tokio::test]
@@ -66,7 +66,7 @@ async fn containers_that_are_young_or_not_ours_are_left_alone() {
     let session = world.ran(&steps(json!([["result", "Done."]]))).await;
     assert_eq!(session["status"], "completed", "{session:#}");
     let own = text(&session["containerId"]);
-    let gone = crate::world::eventually(crate::world::SESSION_LIMIT, async || {
+    let gone = eventually(SESSION_LIMIT, async || {
         !containers(&world.instance).await.contains(&own)
     })
     .await;

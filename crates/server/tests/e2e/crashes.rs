@@ -89,6 +89,8 @@ async fn check(world: &World, remote: &Remote, id: &str, lines: usize) {
         [branch.as_str(), "main"]
     );
     world.docker_is_empty().await;
+    let run_dirs = eventually(SESSION_LIMIT, async || world.run_dirs() == 0).await;
+    assert!(run_dirs, "directories of sockets are left");
 }
 
 /// Asks for a session as a client does that knows its server may die: again with the same key.
@@ -216,6 +218,11 @@ async fn server_dies_when_the_work_has_landed() {
 #[tokio::test]
 async fn server_dies_when_the_outcome_was_recorded() {
     dies_at("concluded").await;
+}
+
+#[tokio::test]
+async fn server_dies_when_the_sandbox_was_removed_but_not_its_volumes() {
+    dies_at("sandbox_deleted").await;
 }
 
 #[tokio::test]

@@ -245,6 +245,12 @@ impl World {
         self.dir.path().join("data")
     }
 
+    /// How many directories with sockets for sandboxes there are.
+    pub fn run_dirs(&self) -> usize {
+        let run_dirs = std::fs::read_dir(self.data_dir().join("run"));
+        run_dirs.expect("the server has made it").count()
+    }
+
     /// The server's mirror of a repository.
     pub fn mirror(&self, name: &str) -> Remote {
         Remote::at(self.data_dir().join("repos").join(format!("{name}.git")))
