@@ -19,11 +19,11 @@ use baton::orchestrator::{
 use baton::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use baton::repos::{RepoSettings, Repos};
 use baton::runtime::fake::{FakeRuntime, Verb, unreachable};
-use baton::runtime::{Runtime, RuntimeError};
+use baton::runtime::{Runtime, RuntimeError, Volumes};
 use baton::store::{EventBody, Store, StoreSettings};
 use baton::transition::apply;
 use baton_domain::ending::{ClaudeResult, Ending, Usage};
-use baton_domain::{Attempt, Kind, Project, SessionEvent, SessionId, SessionState};
+use baton_domain::{Attempt, Kind, Project, SessionEvent, SessionId, SessionState, sandbox_id};
 use jiff::SignedDuration;
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -352,6 +352,28 @@ async fn a_restart_adopts_what_runs_and_finishes_what_was_begun() {
     );
     assert_eq!(app.runtime.launched(), [running, ended, dependent]);
     assert_eq!(app.outcomes_recorded(ended).await, 1);
+}
+
+#[tokio::test]
+async fn volumes_left_by_a_crash_go_with_the_next_start() {
+    let mut app = App::new(4).await;
+    let session = app.create(&[]).await;
+    app.settle().await;
+    app.claude_ends(session, false).await;
+    // What a server leaves that dies between the two removals.
+    let sandbox = sandbox_id(Kind::Analysis, session, Attempt::FIRST);
+    app.runtime
+        .remove(&sandbox, Volumes::Keep)
+        .await
+        .expect("it is there");
+    assert_eq!(app.runtime.volumes_of(session), 2);
+
+    let mut app = app.restarted().await;
+    app.settle().await;
+    let mut app = app.restarted().await;
+    app.settle().await;
+    assert_eq!(app.states(&[session]).await, ["completed"]);
+    assert_eq!(app.runtime.volumes_of(session), 0);
 }
 
 #[tokio::test]
