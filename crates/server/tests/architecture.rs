@@ -76,6 +76,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "gateway",
             "http",
+            "image",
             "launch",
             "orchestrator",
             "reconcile",
