@@ -6,6 +6,19 @@ use serde_json::Value;
 use crate::server::Server;
 use crate::table::{median, print_note};
 
+/// In their order; Docker tells of the start a moment after the agent may have connected.
+const STEPS: [&str; 9] = [
+    "launch decided",
+    "container started (Docker's event)",
+    "agent connected",
+    "job read, clone begins",
+    "clone done",
+    "claude started",
+    "claude's first line",
+    "claude ended, work saved",
+    "concluded",
+];
+
 /// Prints the medians of the steps of these sessions, each with its events, in the order they ran.
 pub fn print(sessions: &[(String, Vec<Value>)], server: &Server, docker: &[(String, String, f64)]) {
     let lines = server.lines("{");
@@ -13,20 +26,16 @@ pub fn print(sessions: &[(String, Vec<Value>)], server: &Server, docker: &[(Stri
         .iter()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
-    let mut steps: Vec<(&str, Vec<f64>)> = Vec::new();
+    let mut steps: Vec<(&str, Vec<f64>)> = STEPS.map(|name| (name, Vec::new())).to_vec();
     let mut over = f64::NEG_INFINITY;
     for (id, events) in sessions {
         // A session that was asked for long ago waited for the one before.
         let mut last = over.max(event_ms(events, "start_requested"));
-        for (name, at) in marks(id, events, &log, docker) {
-            if !at.is_finite() {
-                continue;
+        for ((_, times), at) in steps.iter_mut().zip(marks(id, events, &log, docker)) {
+            if at.is_finite() {
+                times.push(at - last);
+                last = at;
             }
-            match steps.iter_mut().find(|(step, _)| *step == name) {
-                Some((_, times)) => times.push(at - last),
-                None => steps.push((name, vec![at - last])),
-            }
-            last = at;
         }
         over = last;
     }
@@ -41,24 +50,21 @@ fn marks(
     events: &[Value],
     log: &[Value],
     docker: &[(String, String, f64)],
-) -> [(&'static str, f64); 9] {
+) -> [f64; STEPS.len()] {
     let logged = |message: &str, step: Option<&str>| logged_ms(log, id, message, step);
     let started = docker
         .iter()
         .find(|(of, what, _)| of == id && what == "start");
     [
-        ("launch decided", event_ms(events, "launch_decided")),
-        (
-            "container started (Docker's event)",
-            started.map_or(f64::NAN, |(.., at)| *at),
-        ),
-        ("agent connected", logged("agent connected", None)),
-        ("job read, clone begins", logged("agent", Some("clone"))),
-        ("clone done", logged("agent", Some("claude"))),
-        ("claude started", event_ms(events, "claude_started")),
-        ("claude's first line", line_ms(events)),
-        ("claude ended, work saved", event_ms(events, "claude_ended")),
-        ("concluded", event_ms(events, "concluded")),
+        event_ms(events, "launch_decided"),
+        started.map_or(f64::NAN, |(.., at)| *at),
+        logged("agent connected", None),
+        logged("agent", Some("clone")),
+        logged("agent", Some("claude")),
+        event_ms(events, "claude_started"),
+        line_ms(events),
+        event_ms(events, "claude_ended"),
+        event_ms(events, "concluded"),
     ]
 }
 

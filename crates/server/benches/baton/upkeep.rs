@@ -35,17 +35,17 @@ pub fn run(bench: &Bench) -> Result<()> {
     let commits = bench
         .runtime
         .block_on(disk::sqlite_commits(bench.scratch.path()))?;
-    let lives = bench.runtime.block_on(async {
+    let (lives, laps) = bench.runtime.block_on(async {
         let upkeep = Upkeep::new(bench).await?;
         let mut lives = Vec::with_capacity(SESSIONS);
-        let mut before = None;
+        let (mut before, mut laps) = (None, Laps::default());
         for _ in 0..SESSIONS {
             let begin = Instant::now();
-            before = Some(upkeep.live(before).await?);
+            before = Some(upkeep.live(before, &mut laps).await?);
             lives.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         upkeep.store.close().await;
-        anyhow::Ok(lives)
+        anyhow::Ok((lives, laps))
     })?;
     let own_ms = median(lives);
     print(&Row {
@@ -55,9 +55,10 @@ pub fn run(bench: &Bench) -> Result<()> {
         baseline: Some((commits.p50_ms(), "one durable SQLite commit")),
         aim: Some(Aim::AtMost(2.0)),
     });
-    print_note(
-        "8 durable commits each: made, asked for, launched, begun, 2 of output, ended, concluded",
-    );
+    print_note("8 durable commits and 2 appends; medians in ms:");
+    for (name, times) in laps.times {
+        print_note(&format!("  {:>7.2}  {name}", median(times)));
+    }
     Ok(())
 }
 
@@ -66,6 +67,29 @@ struct Upkeep {
     orchestrator: Orchestrator,
     clock: Arc<dyn Clock>,
     _dir: tempfile::TempDir,
+}
+
+/// What each part of a life takes.
+#[derive(Default)]
+struct Laps {
+    at: Option<Instant>,
+    times: Vec<(&'static str, Vec<f64>)>,
+}
+
+impl Laps {
+    fn begin(&mut self) {
+        self.at = Some(Instant::now());
+    }
+
+    fn end(&mut self, name: &'static str) {
+        let now = Instant::now();
+        let before = self.at.replace(now).unwrap_or(now);
+        let ms = (now - before).as_secs_f64() * 1e3;
+        match self.times.iter_mut().find(|(lap, _)| *lap == name) {
+            Some((_, times)) => times.push(ms),
+            None => self.times.push((name, vec![ms])),
+        }
+    }
 }
 
 struct AlwaysOpen;
@@ -98,7 +122,8 @@ impl Upkeep {
     }
 
     /// One session from its creation to its end, as the server takes it there.
-    async fn live(&self, dependency: Option<SessionId>) -> Result<SessionId> {
+    async fn live(&self, dependency: Option<SessionId>, laps: &mut Laps) -> Result<SessionId> {
+        laps.begin();
         let new = NewSession {
             id: None,
             kind: Kind::Implementation,
@@ -117,27 +142,35 @@ impl Upkeep {
             anyhow::bail!("it was made before");
         };
         let id = made.session.id;
+        laps.end("made");
         self.orchestrator.start_session(id).await?;
+        laps.end("asked for");
         let attempt = Attempt::FIRST;
         ensure!(self.actions() == 1, "its launch was not planned");
+        laps.end("planned");
         self.apply(id, &SessionEvent::LaunchDecided(attempt), None)
             .await?;
+        laps.end("launched");
         self.apply(id, &SessionEvent::ClaudeStarted(attempt), None)
             .await?;
+        laps.end("begun");
         for position in [1, 2] {
             self.store
                 .append_output(id, attempt, position, &[line()])
                 .await?;
         }
+        laps.end("output, twice");
         self.apply(
             id,
             &SessionEvent::AgentEnded(attempt, Box::new(ending())),
             None,
         )
         .await?;
+        laps.end("ended");
         ensure!(self.actions() == 1, "its end was not planned");
         let concluded = SessionEvent::Concluded(attempt, Outcome::Completed);
         self.apply(id, &concluded, Some(Report::default())).await?;
+        laps.end("concluded");
         self.actions();
         Ok(id)
     }
