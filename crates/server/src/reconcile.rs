@@ -168,11 +168,11 @@ impl Reconciler {
         self.note_sightings_so_far();
         let complete = self.look_at_runtime().await;
         let snapshot = self.snapshot(complete);
-        if self.record(&snapshot).await {
-            self.stop_sessions();
-        }
-        let snapshot = self.snapshot(false);
-        self.stop_sessions();
+        let snapshot = match self.record(&snapshot).await {
+            true => self.snapshot(false),
+            false => snapshot,
+        };
+        self.stop_sessions(&snapshot);
         let limits = Limits {
             slots_max: self.parts.settings.slots_max,
             prepared_max: self.parts.settings.prepared_max,
@@ -401,8 +401,8 @@ impl Reconciler {
 
     // --- execute ----------------------------------------------------------------------------------
 
-    fn stop_sessions(&self) {
-        for session in self.parts.store.active() {
+    fn stop_sessions(&self, snapshot: &Snapshot) {
+        for session in &snapshot.sessions {
             if let SessionState::Stopping { attempt, .. } = session.state {
                 self.parts.gateway.stop(session.id, attempt);
             }
