@@ -324,6 +324,9 @@ impl Numbered {
         let at_ms = payload.try_get_i64_le().map_err(short)?;
         let body = if tag == TAG_OUTPUT {
             let flags = payload.try_get_u8().map_err(short)?;
+            if payload.len() > OUTPUT_BYTES_MAX {
+                return Err(FrameError::Length(payload.len()));
+            }
             let stream = if flags & Self::STDERR == 0 {
                 Stream::Stdout
             } else {

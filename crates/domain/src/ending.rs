@@ -55,8 +55,10 @@ impl fmt::Display for Exit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cut {
-    /// Somebody asked for it.
+    /// Its server asked for it.
     Cancelled,
+    /// The container was told to stop by somebody else.
+    Terminated,
     /// The session's time was over.
     TimedOut,
     /// It printed nothing at all for too long after its start.
@@ -97,6 +99,57 @@ pub struct Ending {
     pub pushed: Option<String>,
     /// Why the work could not be saved, where it couldn't.
     pub salvage_failure: Option<String>,
+}
+
+/// The most bytes of Claude's closing text.
+pub const RESULT_TEXT_BYTES_MAX: usize = 256 * 1024;
+/// The most bytes of any other text in an ending.
+pub const ENDING_TEXT_BYTES_MAX: usize = 4 * 1024;
+/// The most of anything that is counted: what JSON readers keep exactly.
+const COUNT_MAX: u64 = 1 << 53;
+
+impl Ending {
+    /// The same within bounds. Whoever reports an ending runs beside code that nobody vetted: what
+    /// it says is shown in every answer about the session, and must not be as long as it likes.
+    #[must_use]
+    pub fn capped(mut self) -> Self {
+        if let Some(failure) = &mut self.setup_failure {
+            cap(&mut failure.step, ENDING_TEXT_BYTES_MAX);
+            cap(&mut failure.message, ENDING_TEXT_BYTES_MAX);
+        }
+        if let Some(result) = &mut self.result {
+            let text_max = match result.is_error {
+                true => ENDING_TEXT_BYTES_MAX,
+                false => RESULT_TEXT_BYTES_MAX,
+            };
+            cap(&mut result.text, text_max);
+            cap(&mut result.subtype, ENDING_TEXT_BYTES_MAX);
+            let usage = &mut result.usage;
+            usage.input_tokens = usage.input_tokens.min(COUNT_MAX);
+            usage.output_tokens = usage.output_tokens.min(COUNT_MAX);
+            let is_sane = (0.0..1e9).contains(&usage.cost_usd);
+            usage.cost_usd = if is_sane { usage.cost_usd } else { 0.0 };
+        }
+        cap(&mut self.stderr_tail, ENDING_TEXT_BYTES_MAX);
+        for text in [&mut self.pushed, &mut self.salvage_failure]
+            .into_iter()
+            .flatten()
+        {
+            cap(text, ENDING_TEXT_BYTES_MAX);
+        }
+        self
+    }
+}
+
+fn cap(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        let cut = (0..=bytes_max)
+            .rev()
+            .find(|&at| text.is_char_boundary(at))
+            .unwrap_or(0);
+        text.truncate(cut);
+        text.push('…');
+    }
 }
 
 /// How a sandbox can be lost without its agent having reported an ending.
@@ -149,7 +202,8 @@ pub enum FailureCode {
     RuntimeRestarted,
     /// The machine was restarted.
     HostRebooted,
-    /// Claude had been started before and may not be started twice in one attempt.
+    /// Claude was stopped from outside, or had been started before: it may not be started twice in
+    /// one attempt.
     Interrupted,
     /// Results to be joined contradict each other.
     MergeConflict,
@@ -235,6 +289,10 @@ impl Outcome {
             (Some(Cut::TimedOut), _) => Self::failed(
                 C::Timeout,
                 "the session's time was over; raise options.timeout or ask for less",
+            ),
+            (Some(Cut::Terminated), _) => Self::failed(
+                C::Interrupted,
+                "the container was told to stop from outside; the work up to there is kept",
             ),
             (Some(Cut::NoFirstByte | Cut::Stalled), _) => Self::failed(
                 C::Stalled,
@@ -416,6 +474,39 @@ mod tests {
             ..Ending::default()
         };
         check(child, "completed");
+    }
+
+    #[test]
+    fn a_report_is_as_long_as_we_allow_and_no_longer() {
+        let long = "ö".repeat(RESULT_TEXT_BYTES_MAX);
+        let mut said = result(true);
+        said.text.clone_from(&long);
+        said.usage = Usage {
+            input_tokens: u64::MAX,
+            output_tokens: 1,
+            cost_usd: -1e300,
+        };
+        let ending = Ending {
+            result: Some(said),
+            stderr_tail: long.clone(),
+            salvage_failure: Some(long),
+            ..Ending::default()
+        };
+        let Outcome::Failed { message, .. } = Outcome::of(&ending.clone().capped()) else {
+            panic!("{ending:?}");
+        };
+        assert!(
+            message.len() < 2 * ENDING_TEXT_BYTES_MAX,
+            "{}",
+            message.len()
+        );
+        let usage = ending.capped().result.map(|result| result.usage);
+        let expected = Usage {
+            input_tokens: COUNT_MAX,
+            output_tokens: 1,
+            cost_usd: 0.0,
+        };
+        assert_eq!(usage, Some(expected));
     }
 
     #[test]

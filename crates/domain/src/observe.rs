@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub busy: HashSet<SessionId>,
     /// The time of this pass.
     pub now: Timestamp,
+    /// Since when somebody looks; waits that began before are counted from here.
+    pub watching_since: Timestamp,
 }
 
 /// What is known of the sandboxes.
@@ -68,7 +70,7 @@ fn loss(session: &Session, attempt: Attempt, sandboxes: &Sandboxes) -> Option<Lo
     {
         Some(SandboxState::Running) => None,
         // The decision was recorded, the act was not finished: it is repeated, not given up.
-        Some(SandboxState::Prepared) if starting => None,
+        Some(SandboxState::Prepared | SandboxState::Removed) if starting => None,
         None if starting || !sandboxes.complete => None,
         Some(SandboxState::Exited {
             oom_killed: true,
@@ -135,6 +137,7 @@ mod tests {
             sandboxes,
             busy: HashSet::new(),
             now: at(100),
+            watching_since: at(0),
         };
         let text = match losses(&snapshot).as_slice() {
             [] => String::new(),
@@ -229,6 +232,7 @@ mod tests {
             sessions: vec![session],
             sandboxes: complete(),
             now: at(100),
+            watching_since: at(0),
         };
         assert!(losses(&snapshot).is_empty());
     }

@@ -91,13 +91,19 @@ pub fn plan(
         match &session.state {
             SessionState::Concluding { .. } => actions.push(Action::Conclude(Arc::clone(session))),
             SessionState::Starting { .. }
-                if matches!(sandbox_state, None | Some(SandboxState::Prepared)) =>
+                if matches!(
+                    sandbox_state,
+                    None | Some(SandboxState::Prepared | SandboxState::Removed)
+                ) =>
             {
                 // A crash after the decision but before the act, or an unready runtime.
                 actions.push(Action::Launch(Arc::clone(session)));
             }
             SessionState::Stopping { since, .. }
-                if snapshot.now.duration_since(*since) > limits.stop_grace =>
+                if snapshot
+                    .now
+                    .duration_since((*since).max(snapshot.watching_since))
+                    > limits.stop_grace =>
             {
                 actions.extend(sandbox.cloned().map(Action::Kill));
             }
@@ -243,6 +249,7 @@ mod tests {
             sandboxes,
             busy: HashSet::new(),
             now: at(3_600),
+            watching_since: at(0),
         }
     }
 
@@ -365,6 +372,19 @@ mod tests {
     #[test]
     fn a_session_that_does_not_stop_is_killed() {
         check("a:stopping", "", "a:running", expect!["kill a"]);
+    }
+
+    #[test]
+    fn a_stop_that_outlives_a_restart_gets_its_grace_anew() {
+        let mut snapshot = snapshot("a:stopping", "a:running");
+        snapshot.watching_since = at(3_590);
+        let standing = standings(&snapshot, "");
+        assert_eq!(render(&plan(&snapshot, standing, &LIMITS)), "");
+    }
+
+    #[test]
+    fn a_container_removed_before_claude_started_is_made_again() {
+        check("a:starting", "", "a:removed", expect!["launch a"]);
     }
 
     #[test]

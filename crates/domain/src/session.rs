@@ -211,8 +211,11 @@ impl SessionState {
             (Self::Stopping { .. }, E::CancelRequested) => Ok(self.clone()),
             (state, E::AgentEnded(of, ending)) if state.live_attempt() == Some(*of) => {
                 let mut ending = ending.clone();
+                // Only we know whether the agent was told to stop by us.
                 if matches!(state, Self::Stopping { .. }) {
                     ending.cut = Some(Cut::Cancelled);
+                } else if ending.cut == Some(Cut::Cancelled) {
+                    ending.cut = Some(Cut::Terminated);
                 }
                 Ok(Self::Concluding {
                     attempt: *of,
@@ -471,6 +474,23 @@ mod tests {
             panic!("{concluding:?}");
         };
         assert_eq!(Outcome::of(ending), Outcome::Cancelled);
+    }
+
+    #[test]
+    fn a_stop_that_nobody_asked_for_is_no_cancellation() {
+        let ending = Ending {
+            cut: Some(Cut::Cancelled),
+            ..Ending::default()
+        };
+        let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::new(ending));
+        let concluding = running().after(&ended, at(3)).expect("may end");
+        let SessionState::Concluding { ending, .. } = &concluding else {
+            panic!("{concluding:?}");
+        };
+        let Outcome::Failed { code, .. } = Outcome::of(ending) else {
+            panic!("{ending:?}");
+        };
+        assert_eq!(code, FailureCode::Interrupted);
     }
 
     #[test]

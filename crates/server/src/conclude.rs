@@ -25,9 +25,9 @@ pub struct Concluder {
 /// Why a session could not be concluded yet; it will be tried again.
 #[derive(Debug, thiserror::Error)]
 pub enum ConcludeError {
-    /// The remote did not answer.
-    #[error("the remote of {repository} does not answer")]
-    Remote {
+    /// The repository's mirror or its remote did not do what was asked.
+    #[error("the work in {repository} is not landed yet")]
+    Repository {
         /// The repository.
         repository: String,
         /// What git said.
@@ -79,8 +79,9 @@ impl Concluder {
                         .await?;
                 }
                 // The sandbox ended before there was a base: nothing can have been changed.
-                Err(RepoError::NoBase { .. }) => {}
-                Err(error) => return Err(unreachable_remote(session, error)),
+                Err(RepoError::NoBase { .. }) if ending.pushed.is_none() => {}
+                Err(error) if !last_try => return Err(unfinished(session, error)),
+                Err(error) => outcome = not_found(outcome, &error, &mut report),
             }
         }
         failpoint::reach("landed");
@@ -149,7 +150,7 @@ impl Concluder {
             {
                 Ok(_) => result.branch = Some(target.to_string()),
                 Err(error) if error.is_retryable() && !last_try => {
-                    return Err(unreachable_remote(session, error));
+                    return Err(unfinished(session, error));
                 }
                 Err(error) => {
                     landed = not_landed(landed, &target, &error, report);
@@ -161,11 +162,21 @@ impl Concluder {
     }
 }
 
-fn unreachable_remote(session: &Session, source: RepoError) -> ConcludeError {
-    ConcludeError::Remote {
+fn unfinished(session: &Session, source: RepoError) -> ConcludeError {
+    ConcludeError::Repository {
         repository: session.project.repository.to_string(),
         source,
     }
+}
+
+/// What was pushed cannot be read in the mirror; what completed cannot count as completed then.
+fn not_found(outcome: Outcome, error: &RepoError, report: &mut Report) -> Outcome {
+    let text = format!("the work cannot be read in the server's mirror: {error}");
+    if outcome.is_completed() {
+        return Outcome::failed(FailureCode::SalvageFailed, text);
+    }
+    report.warnings.push(text);
+    outcome
 }
 
 fn target(session: &Session, outcome: &Outcome) -> Branch {

@@ -357,6 +357,20 @@ impl Config {
                 listen: self.listen,
             });
         }
+        if !is_git_base(&self.git_base_url) {
+            return Err(ConfigError::Value {
+                name: "BATON_GIT_BASE_URL",
+                // Whatever stands before the host may be a password.
+                value: self
+                    .git_base_url
+                    .rsplit('@')
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
+                rule: "it must be https://HOST or file:///PATH, without a user or password in it; \
+                       the token belongs into GITHUB_TOKEN",
+            });
+        }
         if self.max_running == 0 {
             return Err(ConfigError::Value {
                 name: "BATON_MAX_RUNNING",
@@ -385,6 +399,18 @@ fn secrets() -> Result<Vec<SecretString>, ConfigError> {
     } else {
         Ok(secrets)
     }
+}
+
+/// Plain `http:` serves tests, on loopback only.
+fn is_git_base(url: &str) -> bool {
+    let known = [
+        "https://",
+        "file://",
+        "http://127.0.0.1",
+        "http://localhost",
+        "http://[::1]",
+    ];
+    known.iter().any(|prefix| url.starts_with(prefix)) && !url.contains('@')
 }
 
 /// The file that `sqlite:FILE` names.
@@ -456,7 +482,7 @@ mod tests {
             listen: listen.parse().expect("an address"),
             data_dir: PathBuf::new(),
             database: None,
-            git_base_url: String::new(),
+            git_base_url: GIT_BASE_URL_DEFAULT.into(),
             github_token: None,
             model_base_url: String::new(),
             credential: None,
@@ -497,6 +523,28 @@ mod tests {
         assert_eq!(path("sqlite:y.db"), Some("y.db".into()));
         let error = database(Some("postgres://me:hush@host/db")).expect_err("not yet");
         assert!(!error.to_string().contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn a_git_base_holds_no_password_and_no_other_scheme() {
+        for good in [
+            "https://github.com",
+            "file:///srv/git",
+            "http://127.0.0.1:8080/git",
+        ] {
+            assert!(is_git_base(good), "{good}");
+        }
+        for bad in [
+            "https://me:hush@host",
+            "ssh://host",
+            "http://far.example",
+            "ext::sh -c x",
+        ] {
+            let mut config = config("127.0.0.1:1", "x");
+            config.git_base_url = bad.to_owned();
+            let error = config.check().expect_err("refused").to_string();
+            assert!(!error.contains("hush"), "{error}");
+        }
     }
 
     #[test]

@@ -152,11 +152,11 @@ impl Gateway {
     /// When the file system refuses.
     pub fn open(&self, session: &Session) -> io::Result<Arc<Gate>> {
         let key = (session.id, session.attempt);
-        let dir = self.prepare(session.id, session.attempt)?;
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(gate) = gates.get(&key) {
             return Ok(Arc::clone(gate));
         }
+        let dir = self.prepare(session.id, session.attempt)?;
         let listener = bind(&dir)?;
         let gate = Arc::new(Gate::new(session, Arc::clone(&self.parts)));
         tokio::spawn(accept(listener, Arc::clone(&gate)));
@@ -234,6 +234,12 @@ impl Gate {
             self.parts.jobs.job(&session, self.attempt).await
         };
         self.job.get_or_try_init(make).await.cloned()
+    }
+
+    /// Returns when the session was told to stop.
+    pub async fn stopped(&self) {
+        // The sender lives as long as the gate.
+        let _ = self.stop.subscribe().wait_for(|stopped| *stopped).await;
     }
 
     /// Ends the link that is being served and gives back what a later one will end this with.

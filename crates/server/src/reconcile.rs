@@ -18,7 +18,7 @@ use baton_domain::dependencies;
 use baton_domain::observe::{Sandboxes, Snapshot, losses};
 use baton_domain::plan::{Action, Limits, plan};
 use baton_domain::sandbox::{Sandbox, SandboxState, sandbox_id};
-use baton_domain::session::SessionState;
+use baton_domain::session::{SessionState, Standing};
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub use health::RuntimeHealth;
 
 use self::actions::{ActionDone, Actions};
-use self::backoff::Backoff;
+use self::backoff::{Backoff, Deed};
 use crate::clock::Clock;
 use crate::conclude::Concluder;
 use crate::config::KindLimits;
@@ -48,6 +48,8 @@ const RUNTIME_PAUSE_MAX: Duration = Duration::from_secs(30);
 const RUNTIME_PAUSE_MIN: Duration = Duration::from_millis(250);
 /// How often volumes that were kept are looked through for old ones.
 const VOLUMES_LOOK: Duration = Duration::from_secs(60 * 60);
+/// How long a list of the sandboxes may take before the runtime counts as out of reach.
+const LIST_WAIT: Duration = Duration::from_secs(15);
 /// How many events are recorded at once; the store commits them together.
 const RECORDED_AT_ONCE: usize = 64;
 
@@ -99,12 +101,15 @@ pub struct Reconciler {
     parts: Arc<ReconcilerParts>,
     actions: Actions,
     running: JoinSet<ActionDone>,
+    /// Whose action each of those is, to let it go even if it ends abnormally.
+    acting: HashMap<tokio::task::Id, (SessionId, Deed)>,
     busy: HashSet<SessionId>,
     backoff: Backoff,
     seen: HashMap<(SessionId, Attempt), Sandbox>,
     sightings: Option<BoxStream<'static, Sandbox>>,
     interrupted_at: Option<Timestamp>,
     host_rebooted: bool,
+    watching_since: Timestamp,
     listed_at: Option<Instant>,
     volumes_looked_at: Option<Instant>,
     runtime_tries: u32,
@@ -118,8 +123,10 @@ impl Reconciler {
         Self {
             actions: Actions::new(Arc::clone(&parts)),
             host_rebooted: host_rebooted(&parts.settings),
+            watching_since: parts.clock.now(),
             parts,
             running: JoinSet::new(),
+            acting: HashMap::new(),
             busy: HashSet::new(),
             backoff: Backoff::default(),
             seen: HashMap::new(),
@@ -146,11 +153,15 @@ impl Reconciler {
     pub async fn run(mut self, stop: CancellationToken) {
         self.adopt();
         loop {
-            self.pass().await;
+            // A look at a runtime that hangs must not hold up the stop.
+            tokio::select! {
+                () = self.pass() => {}
+                () = stop.cancelled() => break,
+            }
             let next_look = self.next_look();
             tokio::select! {
                 () = self.parts.wake.notified() => {}
-                Some(done) = self.running.join_next() => self.note_done(done),
+                Some(done) = self.running.join_next_with_id() => self.note_done(done),
                 sighting = next_sighting(&mut self.sightings) => self.note_sighting(sighting),
                 () = tokio::time::sleep_until(next_look) => {}
                 () = stop.cancelled() => break,
@@ -162,7 +173,7 @@ impl Reconciler {
 
     /// One look at everything. Actions it starts go on after it returns.
     pub async fn pass(&mut self) {
-        while let Some(done) = self.running.try_join_next() {
+        while let Some(done) = self.running.try_join_next_with_id() {
             self.note_done(done);
         }
         self.note_sightings_so_far();
@@ -186,7 +197,7 @@ impl Reconciler {
 
     /// Waits until every action that is under way has ended; for tests that drive passes by hand.
     pub async fn settle(&mut self) {
-        while let Some(done) = self.running.join_next().await {
+        while let Some(done) = self.running.join_next_with_id().await {
             self.note_done(done);
         }
     }
@@ -202,6 +213,7 @@ impl Reconciler {
             },
             busy: self.busy.clone(),
             now: self.parts.clock.now(),
+            watching_since: self.watching_since,
         }
     }
 
@@ -217,7 +229,12 @@ impl Reconciler {
             return false;
         }
         self.listed_at = Some(now);
-        match self.list().await {
+        let listed = match tokio::time::timeout(LIST_WAIT, self.list()).await {
+            Ok(Ok(sandboxes)) => Ok(sandboxes),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} s", LIST_WAIT.as_secs())),
+        };
+        match listed {
             Ok(sandboxes) => {
                 self.runtime_tries = 0;
                 let busy = &self.busy;
@@ -229,10 +246,15 @@ impl Reconciler {
                         self.seen.insert(key, sandbox);
                     }
                 }
+                self.adopt();
                 self.look_at_run_dirs().await;
                 self.parts.health.reachable(&self.parts).await;
                 self.look_at_volumes().await;
-                self.remember_boot();
+                let (store, seen) = (&self.parts.store, &self.seen);
+                self.backoff.retain(|session| {
+                    store.standing(session) == Some(Standing::Open)
+                        || seen.keys().any(|(seen, _)| *seen == session)
+                });
                 true
             }
             Err(error) => {
@@ -342,16 +364,17 @@ impl Reconciler {
             }
             None => {
                 // The stream has ended: the runtime went away, or we fell behind. List again.
+                // Not at once: a stream may be refused each time it is asked for.
                 self.sightings = None;
-                self.listed_at = None;
+                self.listed_at = Instant::now().checked_sub(TICK - RUNTIME_PAUSE_MIN);
                 self.interrupted_at = Some(self.parts.clock.now());
             }
         }
     }
 
-    /// After the first complete look at a rebooted machine the losses are recorded; from then on
-    /// this boot is the one to compare with.
-    fn remember_boot(&mut self) {
+    /// Called when the losses that a reboot brought are recorded: from then on this boot is the one
+    /// to compare with.
+    fn remember_boot(&self) {
         let settings = &self.parts.settings;
         if let Some(boot_id) = &settings.boot_id
             && let Err(error) = std::fs::write(&settings.boot_file, boot_id)
@@ -372,6 +395,7 @@ impl Reconciler {
         }
         if snapshot.sandboxes.complete {
             self.host_rebooted = false;
+            self.remember_boot();
         }
         let active = if any_lost {
             self.parts.store.active()
@@ -410,32 +434,44 @@ impl Reconciler {
     }
 
     fn execute(&mut self, action: Action) {
-        let session = action.session();
-        if self.backoff.holds(session) || !self.busy.insert(session) {
+        let (session, deed) = (action.session(), Deed::of(&action));
+        if self.backoff.holds(session, deed) || !self.busy.insert(session) {
             return;
         }
-        let tries = self.backoff.tries(session);
+        if matches!(deed, Deed::Prepare | Deed::Launch) {
+            // Said of an earlier container: this action makes one, or finds it.
+            self.seen
+                .retain(|(id, _), one| *id != session || one.state != SandboxState::Removed);
+        }
+        let tries = self.backoff.tries(session, deed);
         let actions = self.actions.clone();
-        self.running
+        let handle = self
+            .running
             .spawn(async move { actions.execute(action, tries).await });
+        self.acting.insert(handle.id(), (session, deed));
     }
 
-    fn note_done(&mut self, done: Result<ActionDone, tokio::task::JoinError>) {
+    fn note_done(&mut self, done: Result<(tokio::task::Id, ActionDone), tokio::task::JoinError>) {
+        let id = match &done {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let Some((session, deed)) = self.acting.remove(&id) else {
+            return;
+        };
+        self.busy.remove(&session);
         let done = match done {
-            Ok(done) => done,
+            Ok((_, done)) => done,
             Err(error) => {
-                // A panic in an action: its session stays busy until the next start would be
-                // worse than trying again.
-                tracing::error!(%error, "an action ended abnormally");
-                self.busy.clear();
+                tracing::error!(%session, %error, "an action ended abnormally");
+                self.backoff.failed(session, deed);
                 return;
             }
         };
-        self.busy.remove(&done.session);
         if done.retry {
-            self.backoff.failed(done.session);
+            self.backoff.failed(session, deed);
         } else {
-            self.backoff.succeeded(done.session);
+            self.backoff.succeeded(session, deed);
         }
         if done.look_again {
             self.listed_at = None;

@@ -20,6 +20,17 @@ pub struct ServeArgs {
     settings: Settings,
 }
 
+/// Every connection, sandbox and git process takes descriptors, and the usual soft limit of 1,024
+/// dates from programs that use `select`.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
 /// Serves until SIGTERM or SIGINT. Containers go on; the next server adopts them.
 ///
 /// # Errors
@@ -30,6 +41,7 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<()> {
     if let Some(point) = config.failpoint.take() {
         failpoint::arm(point);
     }
+    raise_descriptor_limit();
     let stop = CancellationToken::new();
     let server = Server::start(config, stop.clone()).await?;
     eprintln!("baton listens on http://{}", server.address());

@@ -9,6 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use axum::body::{Body, Bytes};
@@ -28,6 +29,10 @@ const PREFIX: &str = "/git/repository.git/";
 
 /// The largest pack a sandbox may push, in bytes: 2 GiB.
 const PUSH_BYTES_MAX: &str = "2147483648";
+/// The most bytes of all pushes of one attempt together.
+const PUSHES_BYTES_MAX: u64 = 2 << 30;
+/// The most memory git may take for one object of a push.
+const PUSH_OBJECT_BYTES_MAX: &str = "512m";
 
 /// Git calls one sandbox may have open at once; more are told to come back.
 const OPEN_MAX: usize = 4;
@@ -49,6 +54,8 @@ pub struct GitExport {
     base_ref: String,
     push_ref: Option<String>,
     open: Arc<Semaphore>,
+    /// Of all pushes so far.
+    pushed_bytes: Arc<AtomicU64>,
 }
 
 impl GitExport {
@@ -61,6 +68,7 @@ impl GitExport {
             base_ref,
             push_ref,
             open: Arc::new(Semaphore::new(OPEN_MAX)),
+            pushed_bytes: Arc::default(),
         }
     }
 }
@@ -192,12 +200,33 @@ fn commands(mut bytes: &[u8]) -> Result<Commands, &'static str> {
         let Some((line, rest)) = rest.split_at_checked(line_bytes) else {
             return Ok(Commands::Unfinished);
         };
-        let new = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-        let is_shallow = line.starts_with(b"shallow ");
-        if !is_shallow && !new.is_empty() && new.iter().all(|digit| *digit == b'0') {
+        if is_deletion(line)? {
             return Err("a result may be replaced, not deleted");
         }
         bytes = rest;
+    }
+}
+
+/// Reads one `<old id> <new id> <reference>` line, capabilities behind a NUL. Anything else is
+/// refused: in a push certificate git would find commands that are not seen here.
+fn is_deletion(line: &[u8]) -> Result<bool, &'static str> {
+    let command = line.split(|byte| *byte == 0).next().unwrap_or_default();
+    let mut words = command.splitn(3, |byte| *byte == b' ');
+    let is_id =
+        |word: &[u8]| matches!(word.len(), 40 | 64) && word.iter().all(u8::is_ascii_hexdigit);
+    if let Some(id) = command.strip_prefix(b"shallow ") {
+        return match is_id(id.trim_ascii_end()) {
+            true => Ok(false),
+            false => Err("only plain pushes are taken"),
+        };
+    }
+    match (words.next(), words.next(), words.next()) {
+        (Some(old), Some(new), Some(name))
+            if is_id(old) && is_id(new) && name.starts_with(b"refs/") =>
+        {
+            Ok(new.iter().all(|digit| *digit == b'0'))
+        }
+        _ => Err("only plain pushes are taken"),
     }
 }
 
@@ -226,7 +255,8 @@ async fn answer(
     let mut process = call.spawn(has_body).map_err(io::Error::other)?;
     let (stdin, stdout, stderr) = process.pipes();
     if let Some(stdin) = stdin {
-        tokio::spawn(pass_on(body, stdin));
+        let counted = (service == Service::Receive).then(|| Arc::clone(&export.pushed_bytes));
+        tokio::spawn(pass_on(body, stdin, counted));
     }
     let mirror = export.mirror.clone();
     tokio::spawn(async move {
@@ -282,7 +312,9 @@ fn backend(export: &GitExport, service: Service) -> GitCall {
                 .config("receive.maxInputSize", PUSH_BYTES_MAX)
                 // Large files go to disk as they come, rather than through memory.
                 .config("core.bigFileThreshold", "32m")
-                .config("core.fsyncMethod", "batch");
+                .config("core.fsyncMethod", "batch")
+                // A small pack may hold a huge commit, which git would take into memory whole.
+                .env("GIT_ALLOC_LIMIT", PUSH_OBJECT_BYTES_MAX);
             if let Some(push_ref) = &export.push_ref {
                 call = call.config("receive.hideRefs", &format!("!{push_ref}"));
             }
@@ -293,9 +325,17 @@ fn backend(export: &GitExport, service: Service) -> GitCall {
 
 /// Passes the request's body to git. A client that stops in the middle leaves git with too short
 /// a pack, which it refuses.
-async fn pass_on(body: Body, mut stdin: ChildStdin) {
+async fn pass_on(body: Body, mut stdin: ChildStdin, passed: Option<Arc<AtomicU64>>) {
     let mut blocks = body.into_data_stream();
     while let Some(Ok(block)) = blocks.next().await {
+        let bytes = block.len() as u64;
+        if let Some(passed) = &passed
+            && passed.fetch_add(bytes, Ordering::Relaxed) + bytes > PUSHES_BYTES_MAX
+        {
+            // As if the client had stopped: what was pushed in vain before stays on the disk, and
+            // the disk is everybody's.
+            return;
+        }
         if stdin.write_all(&block).await.is_err() {
             // Git has seen enough; its answer says why.
             return;

@@ -90,7 +90,8 @@ impl Lines {
     }
 
     fn complete(&mut self, stream: Stream, bytes: Bytes, at: Timestamp, line_end: bool) {
-        self.bytes += bytes.len();
+        // An empty line takes room too.
+        self.bytes += bytes.len() + size_of::<OutputLine>();
         let line = match self.part(stream).take() {
             None if bytes.len() <= LINE_BYTES_MAX => OutputLine {
                 at,

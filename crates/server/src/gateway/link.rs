@@ -10,6 +10,7 @@ use baton_domain::session::SessionState;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::Gate;
 use super::lines::{Gap, Lines};
@@ -58,28 +59,24 @@ where
 {
     let superseded = gate.supersede();
     let _alone = gate.link.lock().await;
-    tokio::select! {
-        served = serve_alone(&gate, io) => served,
-        () = superseded.cancelled() => Ok(()),
-    }
-}
-
-async fn serve_alone<Io>(gate: &Arc<Gate>, io: Io) -> Result<(), LinkError>
-where
-    Io: AsyncRead + AsyncWrite + Send + 'static,
-{
     let (mut reader, mut writer) = tokio::io::split(io);
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
-    let hello = tokio::time::timeout(HELLO_WAIT, read_hello(&mut reader, &mut buffer))
-        .await
-        .map_err(|_| LinkError::NoHello)??;
+    let hello = tokio::select! {
+        hello = tokio::time::timeout(HELLO_WAIT, read_hello(&mut reader, &mut buffer)) => {
+            hello.map_err(|_| LinkError::NoHello)??
+        }
+        () = superseded.cancelled() => return Ok(()),
+    };
     let acked = gate.parts.store.acked(gate.session, gate.attempt).await?;
     tracing::debug!(session = %gate.session, last_seq = hello.last_seq, acked, "agent connected");
     send(&mut writer, &Frame::Ack(acked)).await?;
 
     let (frames, waiting) = mpsc::channel(FRAMES_WAITING_MAX);
     let reading = read_frames(reader, buffer, frames);
-    let storing = store_frames(gate, Lines::after(acked), waiting, writer, hello.has_job);
+    let storing = async {
+        let lines = Lines::after(acked);
+        store_frames(&gate, lines, waiting, writer, hello.has_job, &superseded).await
+    };
     let (read, stored) = tokio::join!(reading, storing);
     stored.and(read)
 }
@@ -130,11 +127,15 @@ async fn store_frames<Io: AsyncWrite>(
     mut waiting: mpsc::Receiver<Numbered>,
     mut writer: WriteHalf<Io>,
     has_job: bool,
+    superseded: &CancellationToken,
 ) -> Result<(), LinkError> {
     let mut stop = gate.stop.subscribe();
     let mut told_to_stop = false;
-    let job = send_job(gate, &mut writer, has_job, &mut stop);
-    if !job.await? {
+    let has_one = tokio::select! {
+        job = send_job(gate, &mut writer, has_job, &mut stop) => job?,
+        () = superseded.cancelled() => return Ok(()),
+    };
+    if !has_one {
         return Ok(());
     }
     loop {
@@ -148,6 +149,9 @@ async fn store_frames<Io: AsyncWrite>(
                 if changed.is_err() { return Ok(()) }
                 continue;
             }
+            // Only between two batches: the next link asks how far this one has stored, and an
+            // append under way would not be in the answer.
+            () = superseded.cancelled() => return Ok(()),
         };
         let Some(frame) = frame else { return Ok(()) };
         let mut note = lines.take(frame)?;
@@ -191,7 +195,10 @@ async fn send_job<Io: AsyncWrite>(
             gate.apply(&event).await?;
             Ok(false)
         }
-        Err(JobError::Store(error)) => Err(error.into()),
+        Err(JobError::Store(error)) => {
+            tokio::time::sleep(STORE_PAUSE).await;
+            Err(error.into())
+        }
     }
 }
 
@@ -247,7 +254,10 @@ fn event_of(gate: &Gate, note: Note) -> Option<SessionEvent> {
             None
         }
         Note::ClaudeStarted => Some(SessionEvent::ClaudeStarted(gate.attempt)),
-        Note::Ended(ending) => Some(SessionEvent::AgentEnded(gate.attempt, ending)),
+        Note::Ended(ending) => {
+            let ending = Box::new(ending.capped());
+            Some(SessionEvent::AgentEnded(gate.attempt, ending))
+        }
     }
 }
 

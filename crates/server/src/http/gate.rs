@@ -142,7 +142,8 @@ impl Gate {
         }
         match self.failures.check_key(&peer) {
             Ok(()) => {
-                tracing::warn!(%peer, path = request.uri().path(), "request without a valid token");
+                let path = request.uri().path().escape_debug();
+                tracing::warn!(%peer, %path, "request without a valid token");
                 ApiError::new(
                     StatusCode::UNAUTHORIZED,
                     Code::Unauthorized,

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use super::Peer;
 
 /// How many connections are served at once; more wait to be accepted.
-pub const CONNECTIONS_MAX: usize = 1_024;
+pub const CONNECTIONS_MAX: usize = 256;
 /// How long a request's head may take to arrive, and a connection may be idle.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long requests may go on after the server was told to stop.

@@ -12,6 +12,8 @@ pub const OUTPUT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The most bytes of raw output read for one answer: most of it may say nothing to people.
 pub const SCANNED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// What an event counts besides its text.
+const EVENT_BYTES: usize = 256;
 const PAGE_EVENTS_MAX: usize = 1_000;
 const PAGE_BYTES_MAX: usize = 256 * 1024;
 
@@ -84,7 +86,8 @@ impl Reading {
             return false;
         }
         if let EventBody::Output(line) = &event.body {
-            self.scanned_bytes += line.bytes.len();
+            // Reading an empty line costs, too.
+            self.scanned_bytes += line.bytes.len() + EVENT_BYTES;
         }
         for line in lines.into_iter().skip(self.at.lines) {
             if self.lines.len() >= self.lines_max || self.line_bytes >= OUTPUT_BYTES_MAX {

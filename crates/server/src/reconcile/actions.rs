@@ -28,10 +28,8 @@ pub struct Actions {
 }
 
 /// What came of an action.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ActionDone {
-    /// The session it was for.
-    pub session: SessionId,
     /// Whether it failed for a reason that may pass.
     pub retry: bool,
     /// Whether what is known of the sandboxes turned out to be wrong.
@@ -41,19 +39,10 @@ pub struct ActionDone {
 }
 
 impl ActionDone {
-    fn of(session: SessionId) -> Self {
-        Self {
-            session,
-            retry: false,
-            look_again: false,
-            seen: None,
-        }
-    }
-
-    fn again(session: SessionId) -> Self {
+    fn again() -> Self {
         Self {
             retry: true,
-            ..Self::of(session)
+            ..Self::default()
         }
     }
 }
@@ -92,7 +81,7 @@ impl Actions {
                 tracing::debug!(session = %session.id, %error, "not prepared");
                 ActionDone {
                     look_again: error.is_unavailable(),
-                    ..ActionDone::again(session.id)
+                    ..ActionDone::again()
                 }
             }
         }
@@ -103,7 +92,7 @@ impl Actions {
             let event = SessionEvent::LaunchDecided(session.attempt);
             if let Err(error) = self.record(session.id, &event).await {
                 tracing::debug!(session = %session.id, %error, "not launched");
-                return ActionDone::of(session.id);
+                return ActionDone::default();
             }
         }
         failpoint::reach("launch_decided");
@@ -120,7 +109,7 @@ impl Actions {
         if !has_job {
             return ActionDone {
                 look_again: true,
-                ..ActionDone::of(session.id)
+                ..ActionDone::default()
             };
         }
         match launched {
@@ -134,7 +123,12 @@ impl Actions {
 
     /// Makes the job; false when there can be none and the session has failed for it.
     async fn make_job(&self, session: &Session, gate: &Gate) -> bool {
-        match gate.job().await {
+        // A cancelled session needs no code, and a remote may take its time.
+        let job = tokio::select! {
+            job = gate.job() => job,
+            () = gate.stopped() => return true,
+        };
+        match job {
             Ok(_) => true,
             Err(JobError::Hopeless(outcome)) => {
                 let event = SessionEvent::LaunchFailed(session.attempt, outcome);
@@ -159,13 +153,13 @@ impl Actions {
                 tracing::warn!(session = %session.id, %error, "not launched yet");
                 ActionDone {
                     look_again: true,
-                    ..ActionDone::again(session.id)
+                    ..ActionDone::again()
                 }
             }
             RuntimeError::ImageMissing { image } => {
                 // It was there when the session was accepted, and may come back.
                 self.parts.health.image_missing(&image);
-                ActionDone::again(session.id)
+                ActionDone::again()
             }
             error => {
                 tracing::error!(session = %session.id, %error, "cannot be launched");
@@ -173,7 +167,7 @@ impl Actions {
                 self.record_or_log(session.id, &event).await;
                 ActionDone {
                     look_again: true,
-                    ..ActionDone::of(session.id)
+                    ..ActionDone::default()
                 }
             }
         }
@@ -191,11 +185,11 @@ impl Actions {
             Ok(()) => {
                 tracing::info!(session = %named(session), "concluded");
                 failpoint::reach("concluded");
-                ActionDone::of(session.id)
+                ActionDone::default()
             }
             Err(error) => {
                 tracing::warn!(session = %session.id, %error, "not concluded yet");
-                ActionDone::again(session.id)
+                ActionDone::again()
             }
         }
     }
@@ -218,14 +212,14 @@ impl Actions {
                 let seen = Some((key, live.then_some(gone)));
                 ActionDone {
                     seen,
-                    ..ActionDone::of(sandbox.session)
+                    ..ActionDone::default()
                 }
             }
             Err(error) => {
                 tracing::warn!(sandbox = %sandbox.id, %error, "not removed yet");
                 ActionDone {
                     look_again: true,
-                    ..ActionDone::again(sandbox.session)
+                    ..ActionDone::again()
                 }
             }
         }
@@ -247,7 +241,7 @@ impl Actions {
 
     fn no_directory(&self, session: &Session, error: &std::io::Error) -> ActionDone {
         tracing::error!(session = %session.id, %error, "the directory for its socket was not made");
-        ActionDone::again(session.id)
+        ActionDone::again()
     }
 
     fn seen(&self, session: &Session, spec: &SandboxSpec, state: SandboxState) -> ActionDone {
@@ -261,7 +255,7 @@ impl Actions {
         let seen = Some(((session.id, session.attempt), Some(sandbox)));
         ActionDone {
             seen,
-            ..ActionDone::of(session.id)
+            ..ActionDone::default()
         }
     }
 

@@ -111,10 +111,17 @@ impl RepoError {
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(
-            self,
-            Self::RemoteUnreachable { .. } | Self::Contended { .. }
-        )
+        match self {
+            Self::RemoteUnreachable { .. }
+            | Self::Contended { .. }
+            // For example no room on the disk, or no descriptor left.
+            | Self::Io { .. }
+            | Self::Git { .. } => true,
+            Self::Rejected { reason, .. } => {
+                reason.to_ascii_lowercase().contains("internal server error")
+            }
+            _ => false,
+        }
     }
 
     pub(super) fn io(step: &'static str) -> impl FnOnce(io::Error) -> Self {

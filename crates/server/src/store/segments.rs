@@ -63,6 +63,9 @@ pub(super) fn path(session_dir: &Path, attempt: Attempt, segment: u32) -> PathBu
         .join(format!("{segment}.seg"))
 }
 
+/// The most lines of one range: to read the last of them, those before it are skipped one by one.
+const RANGE_LINES_MAX: u64 = 16_384;
+
 /// Which lines go where: on from `spot`, into a new segment whenever one would outgrow
 /// `segment_bytes_max`. A record larger than that gets a segment for itself.
 pub(super) fn place(
@@ -81,7 +84,9 @@ pub(super) fn place(
             };
         }
         match placed.last_mut() {
-            Some((piece, range)) if piece.segment == end.segment => {
+            Some((piece, range))
+                if piece.segment == end.segment && piece.lines < RANGE_LINES_MAX =>
+            {
                 piece.lines += 1;
                 piece.bytes += bytes;
                 piece.text_bytes += line.bytes.len() as u64;

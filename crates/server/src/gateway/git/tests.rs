@@ -240,6 +240,10 @@ fn deletions_are_found_wherever_the_beginning_is_cut() {
     }
     let delete = format!("{shallow}{}{}0000", line(&zeros, &id), line(&id, &zeros));
     assert!(commands(delete.as_bytes()).is_err());
+    // In a certificate git would find the deletion.
+    let certificate = "push-cert\0 report-status";
+    let certificate = format!("{:04x}{certificate}", certificate.len() + 4);
+    assert!(commands(certificate.as_bytes()).is_err());
     // The client's trial before a large push.
     assert!(matches!(commands(b"0000"), Ok(Commands::Finished)));
     assert!(commands(b"0003").is_err());
