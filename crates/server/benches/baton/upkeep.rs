@@ -195,6 +195,7 @@ impl Upkeep {
             sandboxes: Sandboxes::default(),
             busy: std::collections::HashSet::new(),
             now: self.clock.now(),
+            watching_since: self.clock.now(),
         };
         plan(&snapshot, |id| self.store.standing(id), &LIMITS).len()
     }
