@@ -177,6 +177,43 @@ pub fn lost<'a>(
     found
 }
 
+/// The sessions of `blocked` that may complete again once `retried` may, in an order in which each
+/// comes after those it depends on. One with another lost dependency stays blocked.
+pub fn freed<'a>(
+    retried: SessionId,
+    blocked: impl IntoIterator<Item = (SessionId, &'a [SessionId])>,
+    standing: impl Fn(SessionId) -> Option<Standing>,
+) -> Vec<SessionId> {
+    let mut dependents: HashMap<SessionId, Vec<SessionId>> = HashMap::new();
+    let mut lost_left: HashMap<SessionId, usize> = HashMap::new();
+    for (id, dependencies) in blocked {
+        let lost: HashSet<SessionId> = dependencies
+            .iter()
+            .copied()
+            .filter(|of| !matches!(standing(*of), Some(Standing::Open | Standing::Completed)))
+            .collect();
+        lost_left.insert(id, lost.len());
+        for dependency in lost {
+            dependents.entry(dependency).or_default().push(id);
+        }
+    }
+    let mut free = Vec::new();
+    let mut spread = VecDeque::from([retried]);
+    while let Some(open) = spread.pop_front() {
+        for dependent in dependents.remove(&open).unwrap_or_default() {
+            let Some(left) = lost_left.get_mut(&dependent) else {
+                continue;
+            };
+            *left -= 1;
+            if *left == 0 {
+                free.push(dependent);
+                spread.push_back(dependent);
+            }
+        }
+    }
+    free
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,6 +315,31 @@ mod tests {
     fn the_first_lost_dependency_is_the_one_named() {
         check_lost("a<-O,L,U b<-U,L", expect!["a by L, b by U"]);
         check_lost("a<-L b<-a,L", expect!["a by L, b by L"]);
+    }
+
+    #[track_caller]
+    fn check_freed(blocked: &str, expected: &str) {
+        let blocked = graph(blocked);
+        let is_blocked: HashSet<SessionId> = blocked.iter().map(|(id, _)| *id).collect();
+        let standing = |id: SessionId| match name(id) {
+            'L' | 'R' => Some(Standing::Lost),
+            _ if is_blocked.contains(&id) => Some(Standing::Lost),
+            _ => Some(Standing::Completed),
+        };
+        let entries = blocked.iter().map(|(id, list)| (*id, list.as_slice()));
+        let retried = graph("R")[0].0;
+        let free: String = freed(retried, entries, standing)
+            .into_iter()
+            .map(name)
+            .collect();
+        assert_eq!(free, expected);
+    }
+
+    #[test]
+    fn what_only_the_retried_one_blocked_waits_again() {
+        check_freed("a<-R b<-a,C c<-b,L d<-c e<-L f<-b,a", "abf");
+        check_freed("b<-a a<-R,R", "ab");
+        check_freed("a<-L", "");
     }
 
     fn chain() -> Vec<(SessionId, Vec<SessionId>)> {

@@ -13,6 +13,7 @@ pub mod plan;
 pub mod project;
 pub mod sandbox;
 pub mod session;
+pub mod steering;
 #[cfg(test)]
 mod testing;
 

@@ -7,6 +7,7 @@ use crate::ending::{Cut, Ending, Loss, Outcome, Usage};
 use crate::ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 use crate::output::{Artifact, SessionResult};
 use crate::project::{Kind, Project};
+use crate::steering::{MESSAGES_WAITING_MAX, Pause, Resume, Steering};
 
 /// A session as it is kept.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +36,15 @@ pub struct Session {
     pub project_settings: bool,
     /// When it was accepted.
     pub created_at: Timestamp,
+    /// Ready sessions of a higher priority start before those of a lower one; 0 when not asked
+    /// for otherwise.
+    pub priority: i32,
+    /// How many sessions of its orchestration may run at once; no limit of its own when absent.
+    pub parallel_max: Option<u32>,
+    /// A shell command that is run instead of Claude: the gate of a landing.
+    pub command: Option<String>,
+    /// What was asked of it after it was made.
+    pub steering: Steering,
     /// What it left, once Claude has ended.
     pub report: Option<Report>,
 }
@@ -69,6 +79,9 @@ pub enum SessionState {
     Blocked {
         /// The nearest one in its way.
         dependency: SessionId,
+        /// Whether it had been asked to run.
+        #[serde(default = "yes")]
+        asked: bool,
     },
     /// A sandbox is being started for it and Claude prepared in there.
     Starting {
@@ -102,6 +115,17 @@ pub enum SessionState {
         /// How it ended.
         ending: Box<Ending>,
     },
+    /// It had begun and waits for something other than a slot; its work is saved.
+    Paused {
+        /// The attempt that began.
+        attempt: Attempt,
+        /// When Claude was started.
+        started_at: Option<Timestamp>,
+        /// What it waits for.
+        pause: Pause,
+        /// Since when.
+        since: Timestamp,
+    },
     /// Over.
     Finished {
         /// When Claude was started, if it was.
@@ -111,6 +135,10 @@ pub enum SessionState {
         /// When it ended.
         at: Timestamp,
     },
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What can happen to a session.
@@ -135,6 +163,24 @@ pub enum SessionEvent {
     LaunchFailed(Attempt, Outcome),
     /// The work was recorded and landed, or could not be.
     Concluded(Attempt, Outcome),
+    /// The work was recorded; the session goes on later.
+    Paused(Attempt, Pause),
+    /// The sandbox of that attempt was lost before it was told what to do.
+    LaunchLost(Attempt),
+    /// A client asked for a new attempt.
+    RetryRequested,
+    /// The dependency in the way of a blocked session may complete again.
+    DependencyRetried,
+    /// A client, or the end of a pause, lets it go on in its conversation.
+    Resumed(Resume),
+    /// A client says something to Claude.
+    MessageSent(String),
+    /// Claude was told the message of that number.
+    MessageTold(Attempt, u64),
+    /// The model API refuses the account's calls until then.
+    LimitHit(Attempt, Timestamp),
+    /// A client set what all attempts together may cost, in US dollars.
+    BudgetSet(f64),
 }
 
 impl SessionEvent {
@@ -151,6 +197,15 @@ impl SessionEvent {
             Self::SandboxLost(..) => "sandbox lost",
             Self::LaunchFailed(..) => "launch failed",
             Self::Concluded(..) => "concluded",
+            Self::Paused(..) => "paused",
+            Self::LaunchLost(_) => "launch lost",
+            Self::RetryRequested => "retry",
+            Self::DependencyRetried => "dependency retried",
+            Self::Resumed(_) => "resume",
+            Self::MessageSent(_) => "message",
+            Self::MessageTold(..) => "message told",
+            Self::LimitHit(..) => "usage limit",
+            Self::BudgetSet(_) => "budget",
         }
     }
 }
@@ -163,6 +218,96 @@ pub struct InvalidTransition {
     pub from: &'static str,
     /// The event's name.
     pub event: &'static str,
+}
+
+impl Session {
+    /// A session that was just accepted: of the first attempt, with nothing asked for but this.
+    #[must_use]
+    pub fn new(
+        id: SessionId,
+        kind: Kind,
+        project: Project,
+        claude_session_id: ClaudeSessionId,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            kind,
+            state: SessionState::Created,
+            version: Version(0),
+            orchestration_id: None,
+            claude_session_id,
+            attempt: Attempt::FIRST,
+            project,
+            dependencies: Vec::new(),
+            timeout_s: None,
+            project_settings: false,
+            created_at,
+            priority: 0,
+            parallel_max: None,
+            command: None,
+            steering: Steering::default(),
+            report: None,
+        }
+    }
+
+    /// The session after `event`, its version still the same; this and [`SessionState::after`] are
+    /// the only ways a session changes.
+    ///
+    /// A session that had a sandbox and queues again gets the next attempt. One that is concluded
+    /// while a message waits goes on with the message instead of finishing.
+    ///
+    /// # Errors
+    /// [`InvalidTransition`] when `event` cannot happen here, or too many messages wait already.
+    pub fn after(&self, event: &SessionEvent, now: Timestamp) -> Result<Self, InvalidTransition> {
+        use SessionEvent as E;
+        let mut next = Self {
+            state: self.state.after(event, now)?,
+            ..self.clone()
+        };
+        let steering = &mut next.steering;
+        match event {
+            E::MessageSent(_) if steering.messages.len() >= MESSAGES_WAITING_MAX => {
+                return Err(InvalidTransition {
+                    from: "full of messages",
+                    event: event.name(),
+                });
+            }
+            E::MessageSent(text) => steering.add_message(text),
+            E::MessageTold(_, number) => steering.messages.retain(|one| one.number > *number),
+            E::LimitHit(_, until) => steering.limited_until = Some(*until),
+            E::BudgetSet(max_usd) => steering.max_cost_usd = Some(*max_usd),
+            E::Resumed(resume) => steering.resume = Some(resume.clone()),
+            E::RetryRequested => steering.resume = None,
+            E::LaunchDecided(attempt) => next.attempt = *attempt,
+            E::Concluded(attempt, outcome)
+                if *outcome != Outcome::Cancelled
+                    && self.state.started_at().is_some()
+                    && !steering.messages.is_empty() =>
+            {
+                steering.resume = Some(Resume {
+                    from: *attempt,
+                    text: steering.take_messages(),
+                });
+                next.state = SessionState::Queued;
+            }
+            _ => {}
+        }
+        let had_sandbox = matches!(
+            self.state,
+            SessionState::Starting { .. }
+                | SessionState::Concluding { .. }
+                | SessionState::Paused { .. }
+                | SessionState::Finished { .. }
+        );
+        if had_sandbox && next.state == SessionState::Queued {
+            next.attempt = Attempt(self.attempt.0 + 1);
+            next.steering.limited_until = None;
+            let spent = self.report.as_ref().and_then(|report| report.usage);
+            next.steering.cost_before_usd += spent.map_or(0.0, |usage| usage.cost_usd);
+        }
+        Ok(next)
+    }
 }
 
 impl SessionState {
@@ -178,7 +323,31 @@ impl SessionState {
             (Self::Created | Self::Queued, E::StartRequested) => Ok(Self::Queued),
             (Self::Created | Self::Queued, E::DependencyLost(dependency)) => Ok(Self::Blocked {
                 dependency: *dependency,
+                asked: matches!(self, Self::Queued),
             }),
+            (Self::Blocked { asked, .. }, E::DependencyRetried) => Ok(match asked {
+                true => Self::Queued,
+                false => Self::Created,
+            }),
+            (Self::Blocked { .. }, E::RetryRequested) => Ok(Self::Queued),
+            (
+                Self::Finished {
+                    outcome: Outcome::Failed { .. } | Outcome::Cancelled,
+                    ..
+                },
+                E::RetryRequested,
+            ) => Ok(Self::Queued),
+            (
+                Self::Paused { .. }
+                | Self::Finished {
+                    started_at: Some(_),
+                    ..
+                },
+                E::Resumed(_),
+            ) => Ok(Self::Queued),
+            (Self::Starting { attempt, .. }, E::LaunchLost(of)) if attempt == of => {
+                Ok(Self::Queued)
+            }
             (Self::Queued, E::LaunchDecided(attempt)) => Ok(Self::Starting {
                 attempt: *attempt,
                 since: now,
@@ -197,9 +366,10 @@ impl SessionState {
                     since: *since,
                 })
             }
-            (Self::Created | Self::Queued | Self::Blocked { .. }, E::CancelRequested) => {
-                Ok(self.finished(Outcome::Cancelled, now))
-            }
+            (
+                Self::Created | Self::Queued | Self::Blocked { .. } | Self::Paused { .. },
+                E::CancelRequested,
+            ) => Ok(self.finished(Outcome::Cancelled, now)),
             (
                 Self::Starting { attempt, .. } | Self::Running { attempt, .. },
                 E::CancelRequested,
@@ -237,6 +407,33 @@ impl SessionState {
             (Self::Concluding { attempt, .. }, E::Concluded(of, outcome)) if attempt == of => {
                 Ok(self.finished(outcome.clone(), now))
             }
+            (
+                Self::Concluding {
+                    attempt,
+                    started_at,
+                    ..
+                },
+                E::Paused(of, pause),
+            ) if attempt == of => Ok(Self::Paused {
+                attempt: *attempt,
+                started_at: *started_at,
+                pause: pause.clone(),
+                since: now,
+            }),
+            (
+                Self::Created
+                | Self::Queued
+                | Self::Starting { .. }
+                | Self::Running { .. }
+                | Self::Concluding { .. },
+                E::MessageSent(_),
+            ) => Ok(self.clone()),
+            (state, E::MessageTold(of, _) | E::LimitHit(of, _))
+                if state.live_attempt() == Some(*of) =>
+            {
+                Ok(self.clone())
+            }
+            (state, E::BudgetSet(_)) if !state.is_over() => Ok(self.clone()),
             // Refuse what nobody thought of.
             (state, event) => Err(InvalidTransition {
                 from: state.name(),
@@ -283,6 +480,7 @@ impl SessionState {
             Self::Running { since, .. } => Some(*since),
             Self::Stopping { started_at, .. }
             | Self::Concluding { started_at, .. }
+            | Self::Paused { started_at, .. }
             | Self::Finished { started_at, .. } => *started_at,
             _ => None,
         }
@@ -309,6 +507,7 @@ impl SessionState {
             Self::Running { .. } => "running",
             Self::Stopping { .. } => "stopping",
             Self::Concluding { .. } => "concluding",
+            Self::Paused { .. } => "paused",
             Self::Finished {
                 outcome: Outcome::Completed,
                 ..
@@ -330,7 +529,7 @@ impl SessionState {
         match self {
             Self::Created | Self::Starting { .. } => Status::Initializing,
             Self::Queued if waits => Status::Pending,
-            Self::Queued => Status::Queued,
+            Self::Queued | Self::Paused { .. } => Status::Queued,
             Self::Blocked { .. } => Status::Blocked,
             Self::Running { .. } | Self::Stopping { .. } | Self::Concluding { .. } => {
                 Status::Running
@@ -370,7 +569,7 @@ pub enum Status {
     Initializing,
     /// Asked to start, waits for dependencies.
     Pending,
-    /// Ready, waits for a slot.
+    /// Ready, waits for a slot or for the end of a pause.
     Queued,
     /// Claude works, or its work is being landed.
     Running,
@@ -521,5 +720,97 @@ mod tests {
             SessionState::Queued.after(&event, at(3)).map(|s| s.name()),
             Ok("failed")
         );
+    }
+
+    fn finished(outcome: Outcome) -> Session {
+        let mut session = crate::testing::session("a:running");
+        session.state = session.state.finished(outcome, at(5));
+        session
+    }
+
+    #[test]
+    fn a_retry_is_a_new_attempt_from_the_start() {
+        let mut failed = finished(Outcome::failed(FailureCode::Stalled, "silent"));
+        failed.steering.resume = Some(Resume {
+            from: Attempt::FIRST,
+            text: "go on".into(),
+        });
+        let again = failed
+            .after(&SessionEvent::RetryRequested, at(6))
+            .expect("may be retried");
+        assert_eq!(again.state, SessionState::Queued);
+        assert_eq!((again.attempt, again.steering.resume), (Attempt(2), None));
+        let completed = finished(Outcome::Completed);
+        assert!(
+            completed
+                .after(&SessionEvent::RetryRequested, at(6))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_blocked_session_waits_again_as_it_waited_before() {
+        for (before, event) in [
+            (SessionState::Created, SessionEvent::DependencyRetried),
+            (SessionState::Queued, SessionEvent::DependencyRetried),
+        ] {
+            let lost = SessionEvent::DependencyLost(crate::testing::session_id("z"));
+            let blocked = before.after(&lost, at(1)).expect("may be lost");
+            assert_eq!(blocked.after(&event, at(2)), Ok(before));
+        }
+    }
+
+    #[test]
+    fn a_message_that_came_too_late_is_told_by_going_on() {
+        let running = crate::testing::session("a:running");
+        let said = running
+            .after(&SessionEvent::MessageSent("use tabs".into()), at(11))
+            .and_then(|said| said.after(&SessionEvent::MessageSent("and tests".into()), at(12)))
+            .and_then(|said| said.after(&SessionEvent::MessageTold(Attempt::FIRST, 1), at(13)))
+            .expect("may be said");
+        let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+        let concluded = SessionEvent::Concluded(Attempt::FIRST, Outcome::Completed);
+        let on = said
+            .after(&ended, at(14))
+            .and_then(|said| said.after(&concluded, at(15)))
+            .expect("may end");
+        assert_eq!((&on.state, on.attempt), (&SessionState::Queued, Attempt(2)));
+        let resume = on.steering.resume.expect("goes on");
+        assert_eq!(
+            (resume.from, resume.text.as_str()),
+            (Attempt::FIRST, "and tests")
+        );
+        assert!(on.steering.messages.is_empty());
+    }
+
+    #[test]
+    fn a_pause_holds_no_slot_and_ends_by_going_on() {
+        let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+        let pause = Pause::UsageLimit { until: at(99) };
+        let paused = crate::testing::session("a:running")
+            .after(&ended, at(14))
+            .and_then(|ended| ended.after(&SessionEvent::Paused(Attempt::FIRST, pause), at(15)))
+            .expect("may pause");
+        assert!(!paused.state.holds_slot() && !paused.state.is_over());
+        let resume = Resume {
+            from: Attempt::FIRST,
+            text: "go on".into(),
+        };
+        let on = paused
+            .after(&SessionEvent::Resumed(resume), at(99))
+            .expect("may go on");
+        assert_eq!((on.state, on.attempt), (SessionState::Queued, Attempt(2)));
+    }
+
+    #[test]
+    fn only_who_has_begun_can_go_on() {
+        let never = crate::testing::session("a:queued")
+            .after(&SessionEvent::CancelRequested, at(1))
+            .expect("may be cancelled");
+        let resume = SessionEvent::Resumed(Resume {
+            from: Attempt::FIRST,
+            text: "go on".into(),
+        });
+        assert!(never.after(&resume, at(2)).is_err());
     }
 }

@@ -53,27 +53,26 @@ pub fn state(name: &str) -> SessionState {
 pub fn session(entry: &str) -> Session {
     let (name, rest) = entry.split_once(':').expect("name:state");
     let (state_name, dependencies) = rest.split_once("<-").unwrap_or((rest, ""));
+    let project = Project {
+        repository: "o/r".parse().expect("a repository"),
+        branch: None,
+        requirements: "x".into(),
+        context: None,
+    };
+    let conversation = ClaudeSessionId(Uuid::nil());
     Session {
-        id: session_id(name),
-        kind: Kind::Testing,
         state: state(state_name),
         version: Version(1),
-        orchestration_id: None,
-        claude_session_id: ClaudeSessionId(Uuid::nil()),
-        attempt: Attempt::FIRST,
-        project: Project {
-            repository: "o/r".parse().expect("a repository"),
-            branch: None,
-            requirements: "x".into(),
-            context: None,
-        },
         dependencies: dependencies
             .chars()
             .map(|one| session_id(&one.to_string()))
             .collect(),
-        timeout_s: None,
-        project_settings: false,
-        created_at: at(0),
-        report: None,
+        ..Session::new(
+            session_id(name),
+            Kind::Testing,
+            project,
+            conversation,
+            at(0),
+        )
     }
 }

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use baton::store::{
-    Created, NewSessions, OutputLine, SessionQuery, Store, StoreError, StoreSettings,
+    NewSessions, OutputLine, SessionQuery, Store, StoreError, StoreSettings, Transition, Written,
 };
 use baton_agent::protocol::Stream;
 use baton_domain::{
     Attempt, ClaudeSessionId, Kind, Project, Session, SessionEvent, SessionId, SessionState,
-    Version,
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -149,27 +148,24 @@ async fn raw_commits() -> Outcome<f64> {
 }
 
 fn session() -> Session {
+    let project = Project {
+        repository: "owner/repository"
+            .parse()
+            .unwrap_or_else(|_| unreachable!("it is one")),
+        branch: None,
+        requirements: "Write the thing that was asked for. ".repeat(20).into(),
+        context: None,
+    };
+    let (id, conversation) = (SessionId(Uuid::now_v7()), ClaudeSessionId(Uuid::now_v7()));
     Session {
-        id: SessionId(Uuid::now_v7()),
-        kind: Kind::Implementation,
-        state: SessionState::Created,
-        version: Version(1),
-        orchestration_id: None,
-        claude_session_id: ClaudeSessionId(Uuid::now_v7()),
-        attempt: Attempt::FIRST,
-        project: Project {
-            repository: "owner/repository"
-                .parse()
-                .unwrap_or_else(|_| unreachable!("it is one")),
-            branch: None,
-            requirements: "Write the thing that was asked for. ".repeat(20).into(),
-            context: None,
-        },
         dependencies: vec![SessionId(Uuid::now_v7())],
-        timeout_s: None,
-        project_settings: false,
-        created_at: Timestamp::now(),
-        report: None,
+        ..Session::new(
+            id,
+            Kind::Implementation,
+            project,
+            conversation,
+            Timestamp::now(),
+        )
     }
 }
 
@@ -179,8 +175,8 @@ async fn create(store: &Store) -> Result<Arc<Session>, StoreError> {
         ..NewSessions::default()
     };
     match store.create(new).await? {
-        Created::Now(mut made) => Ok(made.remove(0)),
-        Created::Before { .. } => unreachable!("no key was given"),
+        Written::Now(mut made) => Ok(made.remove(0)),
+        Written::Before { .. } => unreachable!("no key was given"),
     }
 }
 
@@ -210,10 +206,15 @@ async fn transitions(store: &Store, clients: u64) -> Outcome<Rate> {
             async move {
                 let event = SessionEvent::StartRequested;
                 let read = &created[number as usize];
-                store
-                    .record(read, &event, SessionState::Queued, None, Timestamp::now())
-                    .await
-                    .map(drop)
+                let change = Transition {
+                    event,
+                    next: Session {
+                        state: SessionState::Queued,
+                        ..Session::clone(read)
+                    },
+                    at: Timestamp::now(),
+                };
+                store.record(vec![change], None).await.map(drop)
             }
         },
     )

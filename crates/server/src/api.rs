@@ -12,12 +12,12 @@ pub use error::{ApiError, Code, ErrorBody};
 pub use event::EventView;
 pub use operation::{
     DEPENDENCIES_MAX, ListQuery, OUTPUT_LINES_DEFAULT, OUTPUT_LINES_MAX, Operation, TIMEOUT_S_MAX,
-    flag_param, list_query, new_orchestration, new_session, number_param, operation,
+    flag_param, list_query, new_message, new_orchestration, new_session, number_param, operation,
     orchestration_id, output_query, session_id,
 };
 pub use reply::{
     LIST_BYTES_MAX, RenderedPages, digest, orchestrated, orchestration, output, session_created,
-    session_got, session_started, session_told,
+    session_got, session_messaged, session_retried, session_started, session_told,
 };
 pub use view::{
     Millis, OrchestratedView, OrchestrationView, OutputView, ProjectView, ReportView, SessionView,

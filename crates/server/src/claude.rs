@@ -178,30 +178,18 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(2 * 60 * 60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use baton_domain::{Attempt, ClaudeSessionId, Project, SessionState, Version};
+    use baton_domain::{ClaudeSessionId, Project};
 
     fn session(kind: Kind) -> Session {
         let id = uuid::Uuid::from_u128(7);
-        Session {
-            id: SessionId(id),
-            kind,
-            state: SessionState::Created,
-            version: Version(1),
-            orchestration_id: None,
-            claude_session_id: ClaudeSessionId(id),
-            attempt: Attempt::FIRST,
-            project: Project {
-                repository: "o/r".parse().expect("a repository"),
-                branch: None,
-                requirements: "Do it".into(),
-                context: Some("With care".into()),
-            },
-            dependencies: Vec::new(),
-            timeout_s: None,
-            project_settings: false,
-            created_at: jiff::Timestamp::UNIX_EPOCH,
-            report: None,
-        }
+        let project = Project {
+            repository: "o/r".parse().expect("a repository"),
+            branch: None,
+            requirements: "Do it".into(),
+            context: Some("With care".into()),
+        };
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        Session::new(SessionId(id), kind, project, ClaudeSessionId(id), at)
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod output;
 mod status_detail;
+mod steer;
 mod types;
 
 use std::collections::HashSet;
@@ -12,26 +13,23 @@ use std::sync::Arc;
 
 use baton_domain::dependencies::check_new;
 use baton_domain::session::Standing;
-use baton_domain::{
-    Attempt, Kind, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status, Version,
-};
+use baton_domain::steering::Steering;
+use baton_domain::{Kind, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status};
 use tokio::sync::watch;
 
 pub use output::{OUTPUT_BYTES_MAX, SCANNED_BYTES_MAX};
 pub use types::{
-    Accepted, Admission, DependencyMode, Ids, NewOrchestration, NewSession, Once, Orchestrated,
-    OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor, RandomIds, Refusal,
-    SessionDetails, SessionOutput, Strategy,
+    Accepted, Admission, DependencyMode, Ids, NewMessage, NewOrchestration, NewSession, Once,
+    Orchestrated, OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor,
+    PRIORITY_DEFAULT, RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
 };
 
 use crate::failpoint;
 use crate::store::{
-    Created, Idempotency, NewSessions, Orchestration, PAGE_SESSIONS_MAX, SessionPage, SessionQuery,
-    StoreError, StoredEvent,
+    Idempotency, NewSessions, Orchestration, PAGE_SESSIONS_MAX, SessionPage, SessionQuery,
+    StoredEvent, Written,
 };
-
-/// How often a change is decided anew when another writer was faster.
-const DECISIONS_MAX: usize = 8;
+use crate::transition::decide;
 
 /// All operations. Clones are the same orchestrator.
 #[derive(Clone)]
@@ -59,13 +57,13 @@ impl Orchestrator {
         once: Option<Once<'_, SessionDetails>>,
     ) -> Result<Accepted<SessionDetails>, OrchestratorError> {
         let id = new.id.unwrap_or_else(|| self.parts.ids.session());
-        let session = self.new_session(id, new, None)?;
+        let session = self.new_session(id, new)?;
         self.parts.admission.check()?;
         let details = self.details(Arc::new(session.clone()));
         let new = NewSessions {
             orchestration: None,
             sessions: vec![session],
-            idempotency: once.map(|once| idempotency(once, &details)),
+            idempotency: once.as_ref().map(|once| idempotency(once, &details)),
         };
         Ok(match self.store_new(new).await? {
             None => Accepted::Now(details),
@@ -99,9 +97,11 @@ impl Orchestrator {
             auto_start: new.auto_start,
             timeout_s: new.strategy.and_then(|strategy| strategy.timeout_s),
             project_settings: false,
+            orchestration_id: Some(orchestration.id),
+            priority: PRIORITY_DEFAULT,
+            max_cost_usd: None,
         };
-        let session =
-            self.new_session(self.parts.ids.session(), session, Some(orchestration.id))?;
+        let session = self.new_session(self.parts.ids.session(), session)?;
         let made = Orchestrated {
             id: orchestration.id,
             sessions: vec![self.details(Arc::new(session.clone()))],
@@ -110,7 +110,7 @@ impl Orchestrator {
         let new = NewSessions {
             orchestration: Some(orchestration),
             sessions: vec![session],
-            idempotency: once.map(|once| idempotency(once, &made)),
+            idempotency: once.as_ref().map(|once| idempotency(once, &made)),
         };
         Ok(match self.store_new(new).await? {
             None => Accepted::Now(made),
@@ -125,41 +125,29 @@ impl Orchestrator {
     /// [`OrchestratorError::InvalidTransition`] for a session that runs or is over,
     /// [`OrchestratorError::Blocked`], [`OrchestratorError::Refused`], not found.
     pub async fn start_session(&self, id: SessionId) -> Result<SessionDetails, OrchestratorError> {
-        for _ in 0..DECISIONS_MAX {
-            let session = self.parts.store.session(id).await?;
-            let event = match (&session.state, self.lost_dependency(&session.dependencies)) {
-                (SessionState::Blocked { dependency }, _) => {
-                    return Err(self.blocked(id, *dependency).await);
+        let session = self
+            .decide(id, |session| {
+                let lost = self.lost_dependency(&session.dependencies);
+                let event = match (&session.state, lost) {
+                    (SessionState::Blocked { dependency, .. }, _) => {
+                        return Err(self.blocked(id, *dependency));
+                    }
+                    (SessionState::Created | SessionState::Queued, Some(dependency)) => {
+                        SessionEvent::DependencyLost(dependency)
+                    }
+                    _ => SessionEvent::StartRequested,
+                };
+                let next = self.after(session, &event, "started")?;
+                if event == SessionEvent::StartRequested && next != *session {
+                    self.parts.admission.check()?;
                 }
-                (SessionState::Created | SessionState::Queued, Some(dependency)) => {
-                    SessionEvent::DependencyLost(dependency)
-                }
-                _ => SessionEvent::StartRequested,
-            };
-            let now = self.parts.clock.now();
-            let next = session
-                .state
-                .after(&event, now)
-                .map_err(|_| self.not_possible(&session, "started"))?;
-            if next == session.state {
-                return Ok(self.details(session));
-            }
-            if event == SessionEvent::StartRequested {
-                self.parts.admission.check()?;
-            }
-            match self.record(&session, &event, next).await? {
-                None => {}
-                Some(session) => {
-                    return match session.state {
-                        SessionState::Blocked { dependency } => {
-                            Err(self.blocked(id, dependency).await)
-                        }
-                        _ => Ok(self.details(session)),
-                    };
-                }
-            }
+                Ok((event, next))
+            })
+            .await?;
+        match session.state {
+            SessionState::Blocked { dependency, .. } => Err(self.blocked(id, dependency)),
+            _ => Ok(self.details(session)),
         }
-        Err(OrchestratorError::Contended(id))
     }
 
     /// Asks for a session to stop. One that runs saves its work first; one that was cancelled
@@ -168,24 +156,17 @@ impl Orchestrator {
     /// # Errors
     /// [`OrchestratorError::InvalidTransition`] for a session that ended otherwise; not found.
     pub async fn cancel_session(&self, id: SessionId) -> Result<SessionDetails, OrchestratorError> {
-        for _ in 0..DECISIONS_MAX {
-            let session = self.parts.store.session(id).await?;
-            if session.state.status(false) == Status::Cancelled {
-                return Ok(self.details(session));
-            }
-            let event = SessionEvent::CancelRequested;
-            let next = session
-                .state
-                .after(&event, self.parts.clock.now())
-                .map_err(|_| self.not_possible(&session, "cancelled"))?;
-            if next == session.state {
-                return Ok(self.details(session));
-            }
-            if let Some(session) = self.record(&session, &event, next).await? {
-                return Ok(self.details(session));
-            }
-        }
-        Err(OrchestratorError::Contended(id))
+        let session = self
+            .decide(id, |session| {
+                let event = SessionEvent::CancelRequested;
+                if session.state.status(false) == Status::Cancelled {
+                    return Ok((event, session.clone()));
+                }
+                let next = self.after(session, &event, "cancelled")?;
+                Ok((event, next))
+            })
+            .await?;
+        Ok(self.details(session))
     }
 
     /// One session.
@@ -298,44 +279,42 @@ impl Orchestrator {
     }
 
     /// A session that can be stored, in the state it begins in.
-    fn new_session(
-        &self,
-        id: SessionId,
-        new: NewSession,
-        orchestration_id: Option<OrchestrationId>,
-    ) -> Result<Session, OrchestratorError> {
+    fn new_session(&self, id: SessionId, new: NewSession) -> Result<Session, OrchestratorError> {
         let mut seen = HashSet::new();
         let distinct = new.dependencies.into_iter();
         let graph = [(id, distinct.filter(|of| seen.insert(*of)).collect())];
         check_new(&graph, |of| self.parts.store.standing(of).is_some())?;
         let [(_, dependencies)] = graph;
         let state = match self.lost_dependency(&dependencies) {
-            Some(dependency) => SessionState::Blocked { dependency },
+            Some(dependency) => SessionState::Blocked {
+                dependency,
+                asked: new.auto_start,
+            },
             None if new.auto_start => SessionState::Queued,
             None => SessionState::Created,
         };
+        let conversation = self.parts.ids.claude_session();
+        let now = self.parts.clock.now();
         Ok(Session {
-            id,
-            kind: new.kind,
             state,
-            version: Version(0),
-            orchestration_id,
-            claude_session_id: self.parts.ids.claude_session(),
-            attempt: Attempt::FIRST,
-            project: new.project,
+            orchestration_id: new.orchestration_id,
             dependencies,
             timeout_s: new.timeout_s,
             project_settings: new.project_settings,
-            created_at: self.parts.clock.now(),
-            report: None,
+            priority: new.priority,
+            steering: Steering {
+                max_cost_usd: new.max_cost_usd,
+                ..Steering::default()
+            },
+            ..Session::new(id, new.kind, new.project, conversation, now)
         })
     }
 
     /// What was answered before to the same request, if it was.
     async fn store_new(&self, new: NewSessions) -> Result<Option<Vec<u8>>, OrchestratorError> {
         match self.parts.store.create(new).await? {
-            Created::Before { response } => Ok(Some(response)),
-            Created::Now(_) => {
+            Written::Before { response } => Ok(Some(response)),
+            Written::Now(_) => {
                 failpoint::reach("created");
                 self.parts.wake.notify_one();
                 Ok(None)
@@ -343,27 +322,27 @@ impl Orchestrator {
         }
     }
 
-    /// The session as recorded; none when another writer was faster.
-    async fn record(
+    /// Records what `decision` makes of a session, and wakes the reconciler.
+    async fn decide(
+        &self,
+        id: SessionId,
+        decision: impl Fn(&Session) -> Result<(SessionEvent, Session), OrchestratorError>,
+    ) -> Result<Arc<Session>, OrchestratorError> {
+        let parts = &self.parts;
+        let session = decide(&parts.store, parts.clock.as_ref(), id, decision).await?;
+        parts.wake.notify_one();
+        Ok(session)
+    }
+
+    /// The session after an event that a client asked for by `verb`.
+    fn after(
         &self,
         session: &Session,
         event: &SessionEvent,
-        next: SessionState,
-    ) -> Result<Option<Arc<Session>>, OrchestratorError> {
-        let now = self.parts.clock.now();
-        match self
-            .parts
-            .store
-            .record(session, event, next, None, now)
-            .await
-        {
-            Ok(session) => {
-                self.parts.wake.notify_one();
-                Ok(Some(session))
-            }
-            Err(StoreError::Conflict { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        verb: &'static str,
+    ) -> Result<Session, OrchestratorError> {
+        let next = session.after(event, self.parts.clock.now());
+        next.map_err(|_| self.not_possible(session, verb))
     }
 
     fn details(&self, session: Arc<Session>) -> SessionDetails {
@@ -395,12 +374,11 @@ impl Orchestrator {
         dependencies.iter().copied().find(lost)
     }
 
-    async fn blocked(&self, id: SessionId, dependency: SessionId) -> OrchestratorError {
-        let found = self.parts.store.session(dependency).await.ok();
+    fn blocked(&self, id: SessionId, dependency: SessionId) -> OrchestratorError {
         OrchestratorError::Blocked {
             id,
             dependency,
-            dependency_status: found.map(|session| self.parts.store.status(&session)),
+            dependency_status: self.parts.store.status_of(dependency),
         }
     }
 
@@ -413,9 +391,9 @@ impl Orchestrator {
     }
 }
 
-fn idempotency<T>(once: Once<'_, T>, made: &T) -> Idempotency {
+fn idempotency<T>(once: &Once<'_, T>, made: &T) -> Idempotency {
     Idempotency {
-        key: once.key,
+        key: once.key.clone(),
         digest: once.digest,
         response: (once.render)(made),
     }

@@ -22,15 +22,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use baton_domain::session::{Report, Standing};
-use baton_domain::{
-    Attempt, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status,
-};
+use baton_domain::session::Standing;
+use baton_domain::{Attempt, OrchestrationId, Session, SessionId, Status};
 use jiff::Timestamp;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use batch::{Answer, Request, Transition};
+use batch::{Answer, Request};
 use directory::{Directory, Found};
 use events::Limits;
 use output::{Appender, blocking};
@@ -40,8 +38,9 @@ use watchers::Watchers;
 use writer::{QUEUE_MAX, Writer};
 
 pub use types::{
-    Cause, Created, EventBody, Idempotency, LINE_BYTES_MAX, NewSessions, Orchestration, OutputLine,
+    Cause, EventBody, Idempotency, LINE_BYTES_MAX, NewSessions, Orchestration, OutputLine,
     PAGE_SESSIONS_MAX, SessionPage, SessionQuery, StoreError, StoreSettings, StoredEvent,
+    Transition, Written,
 };
 
 /// The lock's name in the data directory.
@@ -111,6 +110,7 @@ impl Store {
         let watchers = Arc::new(Watchers::default());
         let writer = Writer {
             database,
+            reads: reads.clone(),
             directory: Arc::clone(&directory),
             watchers: Arc::clone(&watchers),
             requests: received,
@@ -137,7 +137,7 @@ impl Store {
     /// [`StoreError::SessionExists`], [`StoreError::OrchestrationExists`],
     /// [`StoreError::OrchestrationNotFound`] for a session of an orchestration that is neither
     /// stored nor made with it, [`StoreError::IdempotencyMismatch`].
-    pub async fn create(&self, new: NewSessions) -> Result<Created, StoreError> {
+    pub async fn create(&self, new: NewSessions) -> Result<Written, StoreError> {
         let new = Box::new(new);
         self.ask(|answer| Request::Create { new, answer }).await
     }
@@ -187,6 +187,12 @@ impl Store {
         entry.map(|entry| entry.standing())
     }
 
+    /// The status people see of the session of that id; none when there never was one.
+    #[must_use]
+    pub fn status_of(&self, id: SessionId) -> Option<Status> {
+        self.inner.directory.tables().status_of(id)
+    }
+
     /// The status people see. A queued session is `pending` while any dependency is not
     /// completed, an unknown one included.
     #[must_use]
@@ -194,27 +200,41 @@ impl Store {
         self.inner.directory.tables().status(session)
     }
 
-    /// Records `next` and, if there is one, `report`, unless the session was changed since it was
-    /// read; and the event that led there, as having happened at `now`. Durable on return.
+    /// Records changes with the events that led to them, all or none: none when one of the
+    /// sessions was changed since it was read. Durable on return.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`]: read again and decide again.
+    /// [`StoreError::Conflict`]: read again and decide again; [`StoreError::SessionNotFound`],
+    /// [`StoreError::IdempotencyMismatch`].
     pub async fn record(
         &self,
-        session: &Session,
-        event: &SessionEvent,
-        next: SessionState,
-        report: Option<Report>,
-        now: Timestamp,
-    ) -> Result<Arc<Session>, StoreError> {
-        let change = Box::new(Transition {
-            session: session.clone(),
-            event: event.clone(),
-            next,
-            report,
-            at: now,
-        });
-        self.ask(|answer| Request::Record { change, answer }).await
+        changes: Vec<Transition>,
+        idempotency: Option<Idempotency>,
+    ) -> Result<Written, StoreError> {
+        self.ask(|answer| Request::Record {
+            changes,
+            idempotency,
+            answer,
+        })
+        .await
+    }
+
+    /// What a request with this idempotency key was answered, if there was one.
+    ///
+    /// # Errors
+    /// [`StoreError::IdempotencyMismatch`] when it was another request.
+    pub async fn answered_before(
+        &self,
+        key: &str,
+        digest: [u8; 32],
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let hash = batch::hash_of_key(key);
+        let mut known = self.inner.reads.known_keys(&[hash.clone()]).await?;
+        match known.remove(&hash) {
+            None => Ok(None),
+            Some((other, _)) if other != digest => Err(StoreError::IdempotencyMismatch),
+            Some((_, response)) => Ok(Some(response)),
+        }
     }
 
     /// Sessions in order of creation. Sessions made meanwhile come on later pages. Where all are

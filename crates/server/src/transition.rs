@@ -7,7 +7,7 @@ use baton_domain::session::{InvalidTransition, Report};
 use baton_domain::{Session, SessionEvent, SessionId};
 
 use crate::clock::Clock;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Transition, Written};
 
 /// How often a decision is made again because another writer was first.
 const TRIES_MAX: usize = 16;
@@ -24,7 +24,7 @@ pub enum TransitionError {
 }
 
 /// Applies `event` to the session and returns it as it is then. An event that changes nothing is
-/// not recorded.
+/// not recorded. A `report` replaces the session's.
 ///
 /// # Errors
 /// [`TransitionError::Invalid`] when the event cannot happen any more or yet;
@@ -36,21 +36,48 @@ pub async fn apply(
     event: &SessionEvent,
     report: Option<Report>,
 ) -> Result<Arc<Session>, TransitionError> {
+    decide(store, clock, id, |session| {
+        let reported = Session {
+            report: report.clone().or_else(|| session.report.clone()),
+            ..session.clone()
+        };
+        let next = reported.after(event, clock.now())?;
+        Ok::<_, TransitionError>((event.clone(), next))
+    })
+    .await
+}
+
+/// Records what `decision` makes of the session as it stands, deciding anew when another writer
+/// was first. A decision that changes nothing is not recorded.
+///
+/// # Errors
+/// The decision's own, and those of the store.
+pub async fn decide<E: From<StoreError>>(
+    store: &Store,
+    clock: &dyn Clock,
+    id: SessionId,
+    decision: impl Fn(&Session) -> Result<(SessionEvent, Session), E>,
+) -> Result<Arc<Session>, E> {
     let mut tries = 0;
     loop {
         let session = store.session(id).await?;
-        let now = clock.now();
-        let next = session.state.after(event, now)?;
-        if next == session.state && report.is_none() {
+        let (event, next) = decision(&session)?;
+        if next == *session {
             return Ok(session);
         }
         tries += 1;
+        let at = clock.now();
         match store
-            .record(&session, event, next, report.clone(), now)
+            .record(vec![Transition { event, next, at }], None)
             .await
         {
             Err(StoreError::Conflict { .. }) if tries < TRIES_MAX => {}
-            recorded => return Ok(recorded?),
+            Ok(Written::Now(sessions)) => {
+                return Ok(sessions.into_iter().next().unwrap_or(session));
+            }
+            // There was no key by which it could have been answered before.
+            Ok(Written::Before { .. }) => return Ok(session),
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -15,7 +15,7 @@ use baton::gateway::model::{ModelGateway, ModelSettings};
 use baton::gateway::{Gateway, GatewayParts};
 use baton::launch::Jobs;
 use baton::orchestrator::{
-    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds,
+    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, PRIORITY_DEFAULT, RandomIds,
 };
 use baton::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use baton::repos::{RepoSettings, Repos};
@@ -156,6 +156,9 @@ impl App {
             auto_start: true,
             timeout_s: None,
             project_settings: false,
+            orchestration_id: None,
+            priority: PRIORITY_DEFAULT,
+            max_cost_usd: None,
         };
         match self
             .orchestrator
@@ -341,7 +344,8 @@ async fn a_failure_blocks_everything_downstream_at_once() {
     assert_eq!(
         last,
         SessionState::Blocked {
-            dependency: chain[299]
+            dependency: chain[299],
+            asked: true
         }
     );
     // Lost work is kept for a person to look at.

@@ -7,7 +7,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use baton::clock::{Clock, SystemClock};
 use baton::orchestrator::{
-    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds, Refusal,
+    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, PRIORITY_DEFAULT, RandomIds,
+    Refusal,
 };
 use baton::store::{OutputLine, Store, StoreSettings};
 use baton::transition;
@@ -137,6 +138,9 @@ impl Upkeep {
             auto_start: false,
             timeout_s: None,
             project_settings: false,
+            orchestration_id: None,
+            priority: PRIORITY_DEFAULT,
+            max_cost_usd: None,
         };
         let Accepted::Now(made) = self.orchestrator.create_session(new, None).await? else {
             anyhow::bail!("it was made before");

@@ -201,16 +201,13 @@ impl From<OrchestratorError> for ApiError {
                     Code::InvalidTransition,
                     format!(
                         "Session cannot be started in status: blocked. Its dependency \
-                         {dependency} {stands} and will not complete; create the session again \
-                         with dependencies that do"
+                         {dependency} {stands} and will not complete unless it is retried: \
+                         session.retry on that one lets this session wait again"
                     ),
                 )
                 .with(json!({ "status": "blocked", "blockedBy": dependency }))
             }
             E::Refused(refusal) => of_refusal(refusal),
-            E::Contended(id) => storage_unavailable(format!(
-                "Session {id} is being changed by others; try again"
-            )),
         };
         Self {
             source: Some(Box::new(error)),

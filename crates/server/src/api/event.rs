@@ -198,5 +198,14 @@ fn event_name(event: &SessionEvent) -> &'static str {
         SessionEvent::SandboxLost(..) => "sandbox_lost",
         SessionEvent::LaunchFailed(..) => "launch_failed",
         SessionEvent::Concluded(..) => "concluded",
+        SessionEvent::Paused(..) => "paused",
+        SessionEvent::LaunchLost(_) => "launch_lost",
+        SessionEvent::RetryRequested => "retry_requested",
+        SessionEvent::DependencyRetried => "dependency_retried",
+        SessionEvent::Resumed(_) => "resumed",
+        SessionEvent::MessageSent(_) => "message_sent",
+        SessionEvent::MessageTold(..) => "message_told",
+        SessionEvent::LimitHit(..) => "usage_limit_hit",
+        SessionEvent::BudgetSet(_) => "budget_set",
     }
 }

@@ -154,6 +154,21 @@ impl<'a, const N: usize> Object<'a, N> {
             .transpose()
     }
 
+    /// A positive amount, such as of money.
+    pub(super) fn amount(&self, name: &str, max: f64) -> Result<Option<f64>, ApiError> {
+        let Some(raw) = self.raw(name) else {
+            return Ok(None);
+        };
+        match serde_json::from_str::<f64>(raw) {
+            Ok(amount) if amount > 0.0 && amount <= max => Ok(Some(amount)),
+            Ok(_) => Err(self.invalid(name, format!("must be more than 0 and at most {max}"))),
+            Err(_) => {
+                let rule = format!("must be a number, not {}", kind(raw));
+                Err(self.invalid(name, rule))
+            }
+        }
+    }
+
     pub(super) fn boolean(&self, name: &str) -> Result<Option<bool>, ApiError> {
         match self.raw(name) {
             None => Ok(None),

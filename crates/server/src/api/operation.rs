@@ -2,11 +2,15 @@
 
 use std::str::FromStr;
 
+use baton_domain::steering::MESSAGE_BYTES_MAX;
 use baton_domain::{Branch, Kind, OrchestrationId, Project, Repository, SessionId, Status};
 
 use super::json::{self, Object};
 use super::{ApiError, Code};
-use crate::orchestrator::{DependencyMode, NewOrchestration, NewSession, OutputCursor, Strategy};
+use crate::orchestrator::{
+    DependencyMode, NewMessage, NewOrchestration, NewSession, OutputCursor, PRIORITY_DEFAULT,
+    Strategy,
+};
 use crate::store::{PAGE_SESSIONS_MAX, SessionQuery};
 use axum::http::StatusCode;
 
@@ -23,16 +27,21 @@ pub const OUTPUT_LINES_MAX: usize = 10_000;
 const NUMBER_MAX: u64 = i64::MAX as u64;
 const CURSOR_BYTES_MAX: usize = 256;
 const PARALLEL_SESSIONS_MAX: u64 = 1_000;
+/// The highest priority; the lowest is 0.
+const PRIORITY_MAX: u64 = 100;
+/// The largest budget, in US dollars.
+const COST_USD_MAX: f64 = 1_000_000.0;
 const PHASES_MAX: usize = 100;
 const PHASE_BYTES_MAX: usize = 200;
 const TYPE_SHOWN_CHARS_MAX: usize = 64;
 
 /// All types of [`Operation`], as the wire names them.
 const TYPES: &str = "session.create, session.start, session.get, session.output, session.list, \
-                     session.cancel, orchestrate, orchestration.get, orchestration.cancel";
+                     session.cancel, session.retry, session.message, orchestrate, \
+                     orchestration.get, orchestration.cancel";
 
 /// The field that may hold everything else, and all fields an operation may have.
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 14] = [
     "data",
     "type",
     "sessionId",
@@ -46,16 +55,24 @@ const FIELDS: [&str; 13] = [
     "sessionType",
     "strategy",
     "autoStart",
+    "text",
 ];
-const SESSION_FIELDS: [&str; 6] = [
+const SESSION_FIELDS: [&str; 7] = [
     "id",
     "type",
     "sessionType",
     "project",
     "dependencies",
     "options",
+    "orchestrationId",
 ];
-const OPTION_FIELDS: [&str; 3] = ["autoStart", "timeout", "projectSettings"];
+const OPTION_FIELDS: [&str; 5] = [
+    "autoStart",
+    "timeout",
+    "projectSettings",
+    "priority",
+    "maxCostUsd",
+];
 const PROJECT_FIELDS: [&str; 4] = ["repository", "branch", "requirements", "context"];
 const STRATEGY_FIELDS: [&str; 4] = ["dependencyMode", "parallelSessions", "phases", "timeout"];
 
@@ -81,6 +98,10 @@ pub enum Operation {
     SessionList(ListQuery),
     /// `session.cancel`
     SessionCancel(SessionId),
+    /// `session.retry`
+    SessionRetry(SessionId),
+    /// `session.message`
+    SessionMessage(SessionId, NewMessage),
     /// `orchestrate`
     Orchestrate(Box<NewOrchestration>),
     /// `orchestration.get`
@@ -132,7 +153,7 @@ pub fn operation(body: &[u8]) -> Result<Operation, ApiError> {
     }
 }
 
-fn unwrapped(fields: &Object<'_, 13>) -> Result<Operation, ApiError> {
+fn unwrapped(fields: &Object<'_, 14>) -> Result<Operation, ApiError> {
     let Some(raw) = fields.raw("type") else {
         return Err(ApiError::request(format!(
             "`type` is missing; it is one of {TYPES}"
@@ -149,6 +170,14 @@ fn unwrapped(fields: &Object<'_, 13>) -> Result<Operation, ApiError> {
         "session.start" => Operation::SessionStart(id_field(fields, "sessionId")?),
         "session.get" => Operation::SessionGet(id_field(fields, "sessionId")?),
         "session.cancel" => Operation::SessionCancel(id_field(fields, "sessionId")?),
+        "session.retry" => Operation::SessionRetry(id_field(fields, "sessionId")?),
+        "session.message" => {
+            let options = fields.object("options", OPTION_FIELDS)?;
+            Operation::SessionMessage(
+                id_field(fields, "sessionId")?,
+                new_message_of(fields, options)?,
+            )
+        }
         "session.output" => Operation::SessionOutput {
             id: id_field(fields, "sessionId")?,
             cursor: output_cursor_field(fields)?,
@@ -195,6 +224,17 @@ pub fn new_session(body: &[u8]) -> Result<NewSession, ApiError> {
 /// As [`operation`].
 pub fn new_orchestration(body: &[u8]) -> Result<NewOrchestration, ApiError> {
     new_orchestration_of(&Object::read(json::checked(body)?, "", FIELDS)?)
+}
+
+/// Reads the body of `POST /api/v1/sessions/{id}/message`: the webhook's `session.message` without
+/// `type` and `sessionId`.
+///
+/// # Errors
+/// As [`operation`].
+pub fn new_message(body: &[u8]) -> Result<NewMessage, ApiError> {
+    let fields = Object::read(json::checked(body)?, "", FIELDS)?;
+    let options = fields.object("options", OPTION_FIELDS)?;
+    new_message_of(&fields, options)
 }
 
 /// Reads the query of `GET /api/v1/sessions`.
@@ -272,12 +312,12 @@ pub fn orchestration_id(text: &str) -> Result<OrchestrationId, ApiError> {
 }
 
 fn new_session_of(
-    session: &Object<'_, 6>,
-    beside: Option<Object<'_, 3>>,
+    session: &Object<'_, 7>,
+    beside: Option<Object<'_, 5>>,
 ) -> Result<NewSession, ApiError> {
     let inside = session.object("options", OPTION_FIELDS)?;
     // What stands in the session itself counts before what stands beside it.
-    let places: Vec<Object<'_, 3>> = inside.into_iter().chain(beside).collect();
+    let places: Vec<Object<'_, 5>> = inside.into_iter().chain(beside).collect();
     let flag = |name| first_of(&places, |options| options.boolean(name));
     let timeout_s = first_of(&places, |options| {
         options.integer("timeout", 1..=TIMEOUT_S_MAX)
@@ -294,13 +334,35 @@ fn new_session_of(
         auto_start: flag("autoStart")?.unwrap_or(false),
         timeout_s,
         project_settings: flag("projectSettings")?.unwrap_or(false),
+        orchestration_id: optional_id_field(session, "orchestrationId")?,
+        priority: priority(&places)?,
+        max_cost_usd: first_of(&places, |options| {
+            options.amount("maxCostUsd", COST_USD_MAX)
+        })?,
+    })
+}
+
+fn new_message_of(
+    fields: &Object<'_, 14>,
+    options: Option<Object<'_, 5>>,
+) -> Result<NewMessage, ApiError> {
+    let text = fields.text("text")?;
+    let text = fields.required("text", text)?;
+    if text.trim().is_empty() || text.len() > MESSAGE_BYTES_MAX {
+        let rule = format!("must hold 1 to {MESSAGE_BYTES_MAX} bytes of text");
+        return Err(fields.invalid("text", rule));
+    }
+    let max_cost_usd = options.map(|options| options.amount("maxCostUsd", COST_USD_MAX));
+    Ok(NewMessage {
+        text: text.into_owned(),
+        max_cost_usd: max_cost_usd.transpose()?.flatten(),
     })
 }
 
 /// What the first of several objects holds that holds anything; all are checked.
 fn first_of<T>(
-    places: &[Object<'_, 3>],
-    read: impl Fn(&Object<'_, 3>) -> Result<Option<T>, ApiError>,
+    places: &[Object<'_, 5>],
+    read: impl Fn(&Object<'_, 5>) -> Result<Option<T>, ApiError>,
 ) -> Result<Option<T>, ApiError> {
     let mut first = None;
     for place in places {
@@ -310,7 +372,16 @@ fn first_of<T>(
     Ok(first)
 }
 
-fn new_orchestration_of(fields: &Object<'_, 13>) -> Result<NewOrchestration, ApiError> {
+fn priority(places: &[Object<'_, 5>]) -> Result<i32, ApiError> {
+    let priority = first_of(places, |options| {
+        options.integer("priority", 0..=PRIORITY_MAX)
+    })?;
+    Ok(priority
+        .and_then(|priority| i32::try_from(priority).ok())
+        .unwrap_or(PRIORITY_DEFAULT))
+}
+
+fn new_orchestration_of(fields: &Object<'_, 14>) -> Result<NewOrchestration, ApiError> {
     Ok(NewOrchestration {
         kind: kind_field(fields, "sessionType")?,
         project: project_field(fields)?,
@@ -385,7 +456,7 @@ fn project_field<const N: usize>(fields: &Object<'_, N>) -> Result<Project, ApiE
 }
 
 /// Dependencies without what clients send for "none": null, the empty string and the word.
-fn dependencies_field(session: &Object<'_, 6>) -> Result<Vec<SessionId>, ApiError> {
+fn dependencies_field(session: &Object<'_, 7>) -> Result<Vec<SessionId>, ApiError> {
     let entries = session.list("dependencies")?.unwrap_or_default();
     if entries.len() > DEPENDENCIES_MAX {
         let rule = format!("must hold at most {DEPENDENCIES_MAX} ids");
@@ -449,7 +520,7 @@ fn parsed<T: FromStr>(text: &str, path: &str) -> Result<T, ApiError> {
 }
 
 /// One status, or a list of them.
-fn status_field(fields: &Object<'_, 13>) -> Result<Vec<Status>, ApiError> {
+fn status_field(fields: &Object<'_, 14>) -> Result<Vec<Status>, ApiError> {
     let Some(raw) = fields.raw("status") else {
         return Ok(Vec::new());
     };
@@ -486,7 +557,7 @@ fn statuses_of<'a>(
         .collect())
 }
 
-fn limit_field(fields: &Object<'_, 13>, max: usize) -> Result<Option<usize>, ApiError> {
+fn limit_field(fields: &Object<'_, 14>, max: usize) -> Result<Option<usize>, ApiError> {
     let limit = fields.integer("limit", 1..=max as u64)?;
     Ok(limit.and_then(|limit| usize::try_from(limit).ok()))
 }
@@ -500,7 +571,7 @@ fn limit_param(limit: Option<&str>, max: usize) -> Result<Option<usize>, ApiErro
         .and_then(|limit| usize::try_from(limit).ok()))
 }
 
-fn cursor_field(fields: &Object<'_, 13>) -> Result<Option<String>, ApiError> {
+fn cursor_field(fields: &Object<'_, 14>) -> Result<Option<String>, ApiError> {
     let cursor = fields.text("cursor")?;
     cursor
         .map(|cursor| short_cursor(cursor.into_owned()))
@@ -519,7 +590,7 @@ fn short_cursor(cursor: String) -> Result<String, ApiError> {
 
 /// The number of an event, alone or in a string, where needed with a number of lines: `17`,
 /// `"17"`, `"17.2"`.
-fn output_cursor_field(fields: &Object<'_, 13>) -> Result<Option<OutputCursor>, ApiError> {
+fn output_cursor_field(fields: &Object<'_, 14>) -> Result<Option<OutputCursor>, ApiError> {
     match fields.raw("cursor") {
         None => Ok(None),
         Some(raw) if raw.starts_with('"') => {

@@ -103,6 +103,32 @@ pub fn session_started(details: &SessionDetails) -> Vec<u8> {
     success(Some(message), data)
 }
 
+/// The answer to `session.retry`.
+#[must_use]
+pub fn session_retried(details: &SessionDetails) -> Vec<u8> {
+    let data = SessionData {
+        session: SessionView::new(details),
+        waiting_for: &details.waiting_for,
+    };
+    success(Some("Session gets a new attempt"), data)
+}
+
+/// The answer to `session.message`.
+#[must_use]
+pub fn session_messaged(details: &SessionDetails) -> Vec<u8> {
+    let message = match details.session.steering.resume {
+        Some(_) if details.session.state == SessionState::Queued => {
+            "Session goes on with the message"
+        }
+        _ => "Message accepted; Claude is told as soon as it listens",
+    };
+    let data = SessionData {
+        session: SessionView::new(details),
+        waiting_for: &[],
+    };
+    success(Some(message), data)
+}
+
 /// The answer to `session.cancel`.
 #[must_use]
 pub fn session_told(details: &SessionDetails) -> Vec<u8> {

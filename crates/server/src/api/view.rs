@@ -145,7 +145,7 @@ impl<'a> SessionView<'a> {
             },
             waiting_for: &details.waiting_for,
             blocked_by: match &session.state {
-                SessionState::Blocked { dependency } => Some(*dependency),
+                SessionState::Blocked { dependency, .. } => Some(*dependency),
                 _ => None,
             },
             attempt: (launched || session.attempt > Attempt::FIRST).then_some(session.attempt),

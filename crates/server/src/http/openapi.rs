@@ -51,6 +51,8 @@ fn described() -> OpenApiRouter<HttpState> {
         .routes(routes!(resources::get_session))
         .routes(routes!(resources::start_session))
         .routes(routes!(resources::cancel_session))
+        .routes(routes!(resources::retry_session))
+        .routes(routes!(resources::message_session))
         .routes(routes!(resources::session_output))
         .routes(routes!(events::events))
         .routes(routes!(resources::orchestrate))
@@ -108,6 +110,12 @@ pub(super) struct OptionsBody {
     timeout: Option<u64>,
     /// Whether the project's own Claude settings are let in. False when absent.
     project_settings: Option<bool>,
+    /// Ready sessions of a higher priority start first. 50 when absent.
+    #[schema(minimum = 0, maximum = 100)]
+    priority: Option<u32>,
+    /// US dollars it may cost before it pauses and asks. No limit when absent.
+    #[schema(exclusive_minimum = 0, maximum = 1_000_000)]
+    max_cost_usd: Option<f64>,
 }
 
 /// A session to be made.
@@ -124,6 +132,21 @@ pub(super) struct NewSessionBody {
     /// Sessions that must complete first.
     #[schema(max_items = 1000)]
     dependencies: Option<Vec<uuid::Uuid>>,
+    options: Option<OptionsBody>,
+    /// The orchestration it is added to.
+    #[schema(rename = "orchestrationId")]
+    orchestration_id: Option<uuid::Uuid>,
+}
+
+/// Something to be said to a session's Claude.
+#[derive(ToSchema)]
+#[schema(as = NewMessage)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub(super) struct NewMessageBody {
+    /// What is said.
+    #[schema(min_length = 1)]
+    text: String,
+    /// `maxCostUsd`: what all attempts of the session may cost from now on.
     options: Option<OptionsBody>,
 }
 
@@ -166,10 +189,13 @@ pub(super) struct WebhookBody {
     #[schema(value_type = Option<Object>)]
     data: Option<()>,
     /// session.create, session.start, session.get, session.output, session.list, session.cancel,
-    /// orchestrate, orchestration.get or orchestration.cancel.
+    /// session.retry, session.message, orchestrate, orchestration.get or orchestration.cancel.
     #[schema(rename = "type")]
     kind: Option<String>,
     session: Option<NewSessionBody>,
+    /// Of session.message: what is said.
+    text: Option<String>,
+    options: Option<OptionsBody>,
     session_id: Option<uuid::Uuid>,
     orchestration_id: Option<uuid::Uuid>,
     status: Option<String>,

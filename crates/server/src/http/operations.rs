@@ -5,7 +5,8 @@ use bytes::Bytes;
 
 use super::HttpState;
 use crate::api::{self, ApiError};
-use crate::orchestrator::{Accepted, NewOrchestration, NewSession, Once};
+use crate::orchestrator::{Accepted, NewMessage, NewOrchestration, NewSession, Once};
+use baton_domain::SessionId;
 
 /// A header by which a repeated request is answered as the first was.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -24,6 +25,40 @@ impl HttpState {
         });
         Ok(match self.orchestrator.create_session(new, once).await? {
             Accepted::Now(details) => api::session_created(&details).into(),
+            Accepted::Before(response) => response.into(),
+        })
+    }
+
+    pub(super) async fn retry_session(
+        &self,
+        id: SessionId,
+        key: Option<String>,
+    ) -> Result<Bytes, ApiError> {
+        let once = key.map(|key| Once {
+            key,
+            digest: api::digest("session.retry", &id),
+            render: &api::session_retried,
+        });
+        Ok(match self.orchestrator.retry_session(id, once).await? {
+            Accepted::Now(details) => api::session_retried(&details).into(),
+            Accepted::Before(response) => response.into(),
+        })
+    }
+
+    pub(super) async fn message_session(
+        &self,
+        id: SessionId,
+        message: NewMessage,
+        key: Option<String>,
+    ) -> Result<Bytes, ApiError> {
+        let once = key.map(|key| Once {
+            key,
+            digest: api::digest("session.message", &(id, &message)),
+            render: &api::session_messaged,
+        });
+        let accepted = self.orchestrator.message_session(id, message, once).await?;
+        Ok(match accepted {
+            Accepted::Now(details) => api::session_messaged(&details).into(),
             Accepted::Before(response) => response.into(),
         })
     }

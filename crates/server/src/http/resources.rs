@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use super::HttpState;
 use super::body::JsonBody;
 use super::openapi::{
-    ErrorAnswer, NewOrchestrationBody, NewSessionBody, OrchestratedAnswer, OrchestrationAnswer,
-    OutputAnswer, SessionAnswer, SessionListAnswer,
+    ErrorAnswer, NewMessageBody, NewOrchestrationBody, NewSessionBody, OrchestratedAnswer,
+    OrchestrationAnswer, OutputAnswer, SessionAnswer, SessionListAnswer,
 };
 use super::operations::idempotency_key;
 use super::respond::RawJson;
@@ -182,6 +182,61 @@ pub(super) async fn cancel_session(
         .cancel_session(api::session_id(&id)?)
         .await?;
     Ok(RawJson::ok(api::session_told(&details)))
+}
+
+/// Asks for a new attempt of a session that failed, was cancelled or is blocked.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sessions/{id}/retry",
+    tag = "sessions",
+    params(
+        ("id" = uuid::Uuid, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes a repeated request answer as the first did"),
+    ),
+    responses(
+        (status = 200, description = "It starts anew, or waits", body = SessionAnswer),
+        (status = "4XX", description = "Not done", body = ErrorAnswer),
+        (status = 503, description = "Not possible for now", body = ErrorAnswer),
+    ),
+)]
+pub(super) async fn retry_session(
+    State(state): State<HttpState>,
+    PathId(id): PathId,
+    headers: HeaderMap,
+) -> Result<RawJson, ApiError> {
+    let key = idempotency_key(&headers)?;
+    let answer = state.retry_session(api::session_id(&id)?, key).await?;
+    Ok(RawJson::ok(answer))
+}
+
+/// Says something to a session's Claude; one that has ended goes on in its conversation.
+#[utoipa::path(
+    post,
+    path = "/api/v1/sessions/{id}/message",
+    tag = "sessions",
+    params(
+        ("id" = uuid::Uuid, Path),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes a repeated request answer as the first did"),
+    ),
+    request_body = NewMessageBody,
+    responses(
+        (status = 200, description = "Claude is told as soon as it listens", body = SessionAnswer),
+        (status = "4XX", description = "Not done", body = ErrorAnswer),
+        (status = 503, description = "Not possible for now", body = ErrorAnswer),
+    ),
+)]
+pub(super) async fn message_session(
+    State(state): State<HttpState>,
+    PathId(id): PathId,
+    headers: HeaderMap,
+    JsonBody(body): JsonBody,
+) -> Result<RawJson, ApiError> {
+    let key = idempotency_key(&headers)?;
+    let message = api::new_message(&body)?;
+    let answer = state
+        .message_session(api::session_id(&id)?, message, key)
+        .await?;
+    Ok(RawJson::ok(answer))
 }
 
 /// What a session put out, as lines for people, and what it left.

@@ -50,6 +50,8 @@ async fn answer(state: &HttpState, request: Request) -> Result<Bytes, ApiError> 
         Operation::SessionCancel(id) => {
             api::session_told(&orchestrator.cancel_session(id).await?).into()
         }
+        Operation::SessionRetry(id) => state.retry_session(id, key).await?,
+        Operation::SessionMessage(id, message) => state.message_session(id, message, key).await?,
         Operation::SessionOutput {
             id,
             cursor,

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use baton_domain::session::SessionState;
+use baton_domain::steering::Pause;
 use baton_domain::{SessionId, Status};
 
 use super::{Orchestrator, SessionDetails};
@@ -30,7 +31,8 @@ impl Orchestrator {
                 Err(refusal) => format!("It waits to be started: {refusal}.").into(),
                 Ok(()) => self.waits_for_slot().into(),
             }),
-            SessionState::Blocked { dependency } => Some(self.is_blocked(*dependency).into()),
+            SessionState::Blocked { dependency, .. } => Some(self.is_blocked(*dependency).into()),
+            SessionState::Paused { pause, .. } => Some(paused(pause).into()),
             SessionState::Stopping { .. } => {
                 Some(Cow::Borrowed("It was told to stop and is saving its work."))
             }
@@ -87,8 +89,20 @@ impl Orchestrator {
 
     fn is_blocked(&self, dependency: SessionId) -> String {
         format!(
-            "Its dependency {} will not complete. Create it again with dependencies that do.",
+            "Its dependency {} will not complete unless it is retried with session.retry.",
             self.described(dependency)
         )
+    }
+}
+
+fn paused(pause: &Pause) -> String {
+    match pause {
+        Pause::UsageLimit { until } => {
+            format!("The account's usage limit is reached; it goes on by itself after {until:.0}.")
+        }
+        Pause::Budget { spent_usd } => format!(
+            "Its budget is spent (${spent_usd:.2}); a message, with a larger maxCostUsd where you \
+             like, lets it go on: session.message."
+        ),
     }
 }

@@ -82,7 +82,7 @@ pub struct OrchestratorParts {
 }
 
 /// A session to be made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NewSession {
     /// The id the client wants; a new one when absent.
     pub id: Option<SessionId>,
@@ -98,6 +98,24 @@ pub struct NewSession {
     pub timeout_s: Option<u64>,
     /// Whether the project's own Claude settings are let in.
     pub project_settings: bool,
+    /// The orchestration it is added to.
+    pub orchestration_id: Option<OrchestrationId>,
+    /// See [`Session::priority`].
+    pub priority: i32,
+    /// US dollars it may cost before it pauses and asks; no limit when absent.
+    pub max_cost_usd: Option<f64>,
+}
+
+/// The priority of a session for which none was asked.
+pub const PRIORITY_DEFAULT: i32 = 50;
+
+/// Something to be said to a session's Claude.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NewMessage {
+    /// What is said.
+    pub text: String,
+    /// US dollars that all attempts of the session may cost from now on; as before when absent.
+    pub max_cost_usd: Option<f64>,
 }
 
 /// An orchestration to be made.
@@ -239,7 +257,7 @@ pub enum OrchestratorError {
     InvalidTransition {
         /// The session.
         id: SessionId,
-        /// `started`, `cancelled`.
+        /// `started`, `cancelled`, `retried`, `told anything`.
         verb: &'static str,
         /// How it stands.
         status: Status,
@@ -257,7 +275,4 @@ pub enum OrchestratorError {
     /// No new work for now.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// Other writers were always faster.
-    #[error("session {0} was changed by others too often to be changed now")]
-    Contended(SessionId),
 }

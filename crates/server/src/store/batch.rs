@@ -7,8 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use baton_domain::session::Report;
-use baton_domain::{Attempt, OrchestrationId, Session, SessionEvent, SessionId, SessionState};
+use baton_domain::{Attempt, OrchestrationId, Session, SessionId};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -19,7 +18,7 @@ use super::rows::{
     OrchestrationBody, OrchestrationRow, PositionRow, Range, Rows, SessionRow, StateRow,
     Truncation, hex,
 };
-use super::types::{Created, Idempotency, NewSessions, StoreError};
+use super::types::{Idempotency, NewSessions, StoreError, Transition, Written};
 
 /// Ranges grow up to so many bytes, so that reading from the middle of one skips little. An
 /// append that is larger gets ranges as large as itself.
@@ -31,11 +30,12 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 pub(super) enum Request {
     Create {
         new: Box<NewSessions>,
-        answer: Answer<Created>,
+        answer: Answer<Written>,
     },
     Record {
-        change: Box<Transition>,
-        answer: Answer<Arc<Session>>,
+        changes: Vec<Transition>,
+        idempotency: Option<Idempotency>,
+        answer: Answer<Written>,
     },
     Note {
         id: SessionId,
@@ -49,15 +49,6 @@ pub(super) enum Request {
     },
     /// Write what was asked for before, then stop.
     Close,
-}
-
-pub(super) struct Transition {
-    /// As it was read.
-    pub(super) session: Session,
-    pub(super) event: SessionEvent,
-    pub(super) next: SessionState,
-    pub(super) report: Option<Report>,
-    pub(super) at: Timestamp,
 }
 
 /// Output whose bytes are in their files already.
@@ -114,6 +105,7 @@ impl Request {
     pub(super) fn key_hash(&self) -> Option<String> {
         match self {
             Self::Create { new, .. } => new.idempotency.as_ref().map(key_hash),
+            Self::Record { idempotency, .. } => idempotency.as_ref().map(key_hash),
             _ => None,
         }
     }
@@ -129,7 +121,10 @@ impl Request {
                 let key = self.key_hash().map(Claim::Key);
                 sessions.chain(orchestration).chain(key).collect()
             }
-            Self::Record { change, .. } => vec![Claim::Session(change.session.id)],
+            Self::Record { changes, .. } => {
+                let sessions = changes.iter().map(|change| Claim::Session(change.next.id));
+                sessions.chain(self.key_hash().map(Claim::Key)).collect()
+            }
             Self::Note { id, .. } => vec![Claim::Session(*id)],
             Self::Output { append, .. } => vec![Claim::Session(append.id)],
             Self::Close => Vec::new(),
@@ -196,17 +191,22 @@ impl Batch {
                 Ok(Some(before)) => drop(answer.send(Ok(before))),
                 Err(refusal) => drop(answer.send(Err(refusal))),
             },
-            Request::Record { change, answer } => {
-                let id = change.session.id;
-                let read_at = change.session.version;
-                match tables.place(id) {
-                    None => drop(answer.send(Err(StoreError::SessionNotFound(id)))),
-                    Some(place) if tables.entry(place).version != read_at => {
-                        drop(answer.send(Err(StoreError::Conflict { id, read_at })));
+            Request::Record {
+                changes,
+                idempotency,
+                answer,
+            } => match places(&changes, idempotency.as_ref(), tables, known) {
+                Ok(Ok(places)) => {
+                    let mut moved = Vec::with_capacity(changes.len());
+                    for (change, place) in changes.into_iter().zip(places) {
+                        moved.push(self.record(change, place, tables)?);
                     }
-                    Some(place) => self.record(*change, place, tables, answer)?,
+                    self.keep_answer(idempotency)?;
+                    self.reply(answer, Written::Now(moved));
                 }
-            }
+                Ok(Err(before)) => drop(answer.send(Ok(before))),
+                Err(refusal) => drop(answer.send(Err(refusal))),
+            },
             Request::Note {
                 id,
                 text,
@@ -239,7 +239,7 @@ impl Batch {
         &mut self,
         new: NewSessions,
         tables: &Tables,
-        answer: Answer<Created>,
+        answer: Answer<Written>,
     ) -> Result<(), serde_json::Error> {
         if let Some(orchestration) = new.orchestration {
             self.rows.orchestrations.push(&OrchestrationRow {
@@ -252,13 +252,7 @@ impl Batch {
             })?;
             self.changes.push(Change::Orchestration(orchestration.id));
         }
-        if let Some(key) = new.idempotency {
-            self.rows.keys.push(&KeyRow {
-                key_sha256: key_hash(&key),
-                digest: hex(&key.digest),
-                response: hex(&key.response),
-            })?;
-        }
+        self.keep_answer(new.idempotency)?;
         let mut made = Vec::with_capacity(new.sessions.len());
         for session in new.sessions {
             self.sessions_new += 1;
@@ -273,7 +267,7 @@ impl Batch {
             self.news.push((session.id, 1));
             made.push(session);
         }
-        self.reply(answer, Created::Now(made));
+        self.reply(answer, Written::Now(made));
         Ok(())
     }
 
@@ -297,12 +291,16 @@ impl Batch {
                 timeout_s: session.timeout_s,
                 project_settings: session.project_settings,
                 created_at: session.created_at,
+                priority: session.priority,
+                parallel_max: session.parallel_max,
+                command: session.command.clone(),
             },
         })?;
         self.rows.states.push(&StateRow {
             ordinal,
             state: &session.state,
             report: session.report.as_ref(),
+            steering: &session.steering,
         })?;
         self.event(ordinal, 1, session.created_at, &DerivedEvent::Created)
     }
@@ -312,19 +310,12 @@ impl Batch {
         change: Transition,
         place: Place,
         tables: &Tables,
-        answer: Answer<Arc<Session>>,
-    ) -> Result<(), serde_json::Error> {
+    ) -> Result<Arc<Session>, serde_json::Error> {
         let entry = tables.entry(place);
         let last_seq = entry.last_seq + 1;
-        // The caller's copy is the row it read, since the versions are equal; but the directory's
-        // is surely so.
-        let read = tables.live(place).map_or(&change.session, Arc::as_ref);
         let next = Arc::new(Session {
-            version: read.version.next(),
-            attempt: attempt_of(&change.next).unwrap_or(read.attempt),
-            state: change.next,
-            report: change.report.or_else(|| read.report.clone()),
-            ..read.clone()
+            version: change.next.version.next(),
+            ..change.next
         });
         self.rows.moves.push(&MoveRow {
             ordinal: entry.ordinal,
@@ -338,6 +329,7 @@ impl Batch {
             ordinal: entry.ordinal,
             state: &next.state,
             report: next.report.as_ref(),
+            steering: &next.steering,
         })?;
         let event = DerivedEvent::Session {
             event: change.event,
@@ -350,8 +342,18 @@ impl Batch {
             session: Arc::clone(&next),
         });
         self.news.push((next.id, last_seq));
-        self.reply(answer, next);
-        Ok(())
+        Ok(next)
+    }
+
+    fn keep_answer(&mut self, idempotency: Option<Idempotency>) -> Result<(), serde_json::Error> {
+        let Some(key) = idempotency else {
+            return Ok(());
+        };
+        self.rows.keys.push(&KeyRow {
+            key_sha256: key_hash(&key),
+            digest: hex(&key.digest),
+            response: hex(&key.response),
+        })
     }
 
     /// Numbers the lines; gives back the session's newest range.
@@ -438,21 +440,54 @@ impl Batch {
     }
 }
 
+/// What a request with this key was answered, if there was one.
+fn answered_before(
+    idempotency: Option<&Idempotency>,
+    known: &KnownKeys,
+) -> Result<Option<Written>, StoreError> {
+    let Some(key) = idempotency else {
+        return Ok(None);
+    };
+    match known.get(&key_hash(key)) {
+        None => Ok(None),
+        Some((digest, _)) if *digest != key.digest => Err(StoreError::IdempotencyMismatch),
+        Some((_, response)) => Ok(Some(Written::Before {
+            response: response.clone(),
+        })),
+    }
+}
+
+/// Where the sessions of these changes are, if all are as they were read; or what the first such
+/// request was answered.
+fn places(
+    changes: &[Transition],
+    idempotency: Option<&Idempotency>,
+    tables: &Tables,
+    known: &KnownKeys,
+) -> Result<Result<Vec<Place>, Written>, StoreError> {
+    if let Some(before) = answered_before(idempotency, known)? {
+        return Ok(Err(before));
+    }
+    let mut places = Vec::with_capacity(changes.len());
+    for Transition { next, .. } in changes {
+        let (id, read_at) = (next.id, next.version);
+        let place = tables.place(id).ok_or(StoreError::SessionNotFound(id))?;
+        if tables.entry(place).version != read_at {
+            return Err(StoreError::Conflict { id, read_at });
+        }
+        places.push(place);
+    }
+    Ok(Ok(places))
+}
+
 /// Whether these sessions can be made: `None`, or what the first such request was answered.
 fn checked(
     new: &NewSessions,
     tables: &Tables,
     known: &KnownKeys,
-) -> Result<Option<Created>, StoreError> {
-    if let Some(key) = &new.idempotency
-        && let Some((digest, response)) = known.get(&key_hash(key))
-    {
-        if *digest != key.digest {
-            return Err(StoreError::IdempotencyMismatch);
-        }
-        return Ok(Some(Created::Before {
-            response: response.clone(),
-        }));
+) -> Result<Option<Written>, StoreError> {
+    if let Some(before) = answered_before(new.idempotency.as_ref(), known)? {
+        return Ok(Some(before));
     }
     let own = new
         .orchestration
@@ -503,14 +538,11 @@ fn ranged(piece: &Piece, attempt: Attempt, first_seq: u64, newest: Option<Range>
     }
 }
 
-fn attempt_of(state: &SessionState) -> Option<Attempt> {
-    match state {
-        SessionState::Concluding { attempt, .. } => Some(*attempt),
-        other => other.live_attempt(),
-    }
+/// What stands for a key in the database: of one length, and telling nothing of the key.
+pub(super) fn hash_of_key(key: &str) -> String {
+    hex(&Sha256::digest(key.as_bytes()))
 }
 
-/// What stands for a key in the database: of one length, and telling nothing of the key.
-fn key_hash(key: &Idempotency) -> String {
-    hex(&Sha256::digest(key.key.as_bytes()))
+fn key_hash(idempotency: &Idempotency) -> String {
+    hash_of_key(&idempotency.key)
 }

@@ -293,10 +293,6 @@ impl Tables {
         self.place(id).map(|place| self.entry(place))
     }
 
-    pub(super) fn live(&self, place: Place) -> Option<&Arc<Session>> {
-        self.live.get(&place)
-    }
-
     pub(super) fn has_orchestration(&self, id: OrchestrationId) -> bool {
         self.orchestrations.contains(&id)
     }
@@ -314,14 +310,20 @@ impl Tables {
         session.state.status(waits)
     }
 
+    pub(super) fn status_of(&self, id: SessionId) -> Option<Status> {
+        self.status_at(self.place(id)?)
+    }
+
+    fn status_at(&self, place: Place) -> Option<Status> {
+        let live = || self.live.get(&place).map(|session| self.status(session));
+        self.entry(place).over.or_else(live)
+    }
+
     fn fits(&self, place: Place, statuses: &[Status]) -> bool {
         if statuses.is_empty() {
             return true;
         }
-        let status = match self.entry(place).over {
-            Some(status) => Some(status),
-            None => self.live.get(&place).map(|session| self.status(session)),
-        };
+        let status = self.status_at(place);
         status.is_some_and(|status| statuses.contains(&status))
     }
 

@@ -4,6 +4,7 @@
 //! [`super::sqlite`].
 
 use baton_domain::session::Report;
+use baton_domain::steering::Steering;
 use baton_domain::{
     Attempt, ClaudeSessionId, Kind, Project, Repository, SessionEvent, SessionId, SessionState,
 };
@@ -118,6 +119,12 @@ pub(super) struct Brief {
     pub(super) timeout_s: Option<u64>,
     #[serde(default)]
     pub(super) project_settings: bool,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) priority: i32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parallel_max: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) command: Option<String>,
     pub(super) created_at: Timestamp,
 }
 
@@ -137,6 +144,7 @@ pub(super) struct StateRow<'a> {
     pub(super) ordinal: u64,
     pub(super) state: &'a SessionState,
     pub(super) report: Option<&'a Report>,
+    pub(super) steering: &'a Steering,
 }
 
 #[derive(Serialize)]
@@ -209,6 +217,14 @@ pub(super) struct FirstSeq {
 pub(super) struct PositionRow {
     pub(super) attempt: Attempt,
     pub(super) position: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// Lower-case hex.

@@ -10,9 +10,8 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Either, Executor, Row};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Either, Executor};
 
-use super::batch::KnownKeys;
 use super::rows::{JsonRows, Rows};
 use super::types::{Cause, StoreError};
 
@@ -74,10 +73,12 @@ const STATEMENTS: [(&str, &str); 12] = [
     ),
     (
         "session_states",
-        "INSERT INTO session_states (ordinal, state, report)
-         SELECT value ->> 'ordinal', value -> 'state', nullif(value -> 'report', 'null')
+        "INSERT INTO session_states (ordinal, state, report, steering)
+         SELECT value ->> 'ordinal', value -> 'state', nullif(value -> 'report', 'null'),
+             nullif(value -> 'steering', '{}')
          FROM json_each(?) WHERE true
-         ON CONFLICT (ordinal) DO UPDATE SET state = excluded.state, report = excluded.report;",
+         ON CONFLICT (ordinal) DO UPDATE SET state = excluded.state, report = excluded.report,
+             steering = excluded.steering;",
     ),
     (
         "event counters",
@@ -200,32 +201,6 @@ impl Database {
             self.connection = Some(connection);
         }
         outcome
-    }
-
-    /// What is stored of those keys.
-    pub(super) async fn known_keys(&mut self, keys: &[String]) -> Result<KnownKeys, StoreError> {
-        if keys.is_empty() {
-            return Ok(KnownKeys::new());
-        }
-        let rows = sqlx::query(
-            "SELECT key_sha256, unhex(digest), response FROM idempotency_keys
-             WHERE key_sha256 IN (SELECT value FROM json_each(?))",
-        )
-        .bind(serde_json::json!(keys).to_string())
-        .fetch_all(&self.readers)
-        .await
-        .map_err(failed("read the idempotency keys"))?;
-        let mut known = KnownKeys::with_capacity(rows.len());
-        for row in rows {
-            let (key, digest, response): (String, Vec<u8>, Vec<u8>) =
-                (row.get(0), row.get(1), row.get(2));
-            let digest = digest.try_into().map_err(|_| StoreError::Corrupt {
-                what: format!("row {key} of idempotency_keys"),
-                source: None,
-            })?;
-            known.insert(key, (digest, response));
-        }
-        Ok(known)
     }
 
     /// Moves the log into the database file and lets go of it.

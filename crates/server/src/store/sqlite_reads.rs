@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use baton_domain::session::Report;
+use baton_domain::steering::Steering;
 use baton_domain::{Attempt, OrchestrationId, Session, SessionState, Status, Version};
 use futures::TryStreamExt;
 use jiff::Timestamp;
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
+use super::batch::KnownKeys;
 use super::directory::Entry;
 use super::rows::{Brief, DerivedEvent, OrchestrationBody, Range, Truncation};
 use super::sqlite::failed;
@@ -53,7 +55,7 @@ pub(super) enum Stretch {
 }
 
 const SESSION: &str = "SELECT s.ordinal, s.id, s.orchestration_id, s.version, s.attempt,
-         b.body, t.state, t.report
+         b.body, t.state, t.report, t.steering
      FROM sessions s JOIN session_briefs b USING (ordinal) JOIN session_states t USING (ordinal)";
 
 impl Reads {
@@ -145,6 +147,32 @@ impl Reads {
             requirements: body.requirements,
             created_at: columns.parsed("created_at")?,
         })
+    }
+
+    /// What is stored of those keys.
+    pub(super) async fn known_keys(&self, keys: &[String]) -> Result<KnownKeys, StoreError> {
+        if keys.is_empty() {
+            return Ok(KnownKeys::new());
+        }
+        let rows = sqlx::query(
+            "SELECT key_sha256, unhex(digest), response FROM idempotency_keys
+             WHERE key_sha256 IN (SELECT value FROM json_each(?))",
+        )
+        .bind(serde_json::json!(keys).to_string())
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed("read the idempotency keys"))?;
+        let mut known = KnownKeys::with_capacity(rows.len());
+        for row in rows {
+            let (key, digest, response): (String, Vec<u8>, Vec<u8>) =
+                (row.get(0), row.get(1), row.get(2));
+            let digest = digest.try_into().map_err(|_| StoreError::Corrupt {
+                what: format!("row {key} of idempotency_keys"),
+                source: None,
+            })?;
+            known.insert(key, (digest, response));
+        }
+        Ok(known)
     }
 
     pub(super) async fn position(&self, ordinal: u64, attempt: Attempt) -> Result<u64, StoreError> {
@@ -315,6 +343,10 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         Some(_) => Some(row.json("report")?),
         None => None,
     };
+    let steering = match row.text_if_any("steering")? {
+        Some(_) => row.json("steering")?,
+        None => Steering::default(),
+    };
     let session = Session {
         id: row.parsed("id")?,
         kind: brief.kind,
@@ -328,6 +360,10 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         timeout_s: brief.timeout_s,
         project_settings: brief.project_settings,
         created_at: brief.created_at,
+        priority: brief.priority,
+        parallel_max: brief.parallel_max,
+        command: brief.command,
+        steering,
         report,
     };
     Ok((row.number("ordinal")?, Arc::new(session)))

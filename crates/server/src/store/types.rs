@@ -51,10 +51,21 @@ pub struct Idempotency {
     pub response: Vec<u8>,
 }
 
-/// What became of a creation.
+/// A change of one session.
 #[derive(Debug, Clone)]
-pub enum Created {
-    /// They were made now.
+pub struct Transition {
+    /// Why.
+    pub event: SessionEvent,
+    /// The session as it is to be, its version still the one that was read.
+    pub next: Session,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// What became of a request that may have been made before.
+#[derive(Debug, Clone)]
+pub enum Written {
+    /// It was written now; the sessions as they are then.
     Now(Vec<Arc<Session>>),
     /// The same request was answered before.
     Before {

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::batch::{Batch, KnownKeys, Request};
 use super::directory::Directory;
 use super::sqlite::{Database, is_locked};
+use super::sqlite_reads::Reads;
 use super::types::StoreError;
 use super::watchers::Watchers;
 
@@ -23,6 +24,7 @@ pub(super) const QUEUE_MAX: usize = 1_024;
 /// Owns the writing connection, and the lock for as long as anything may be written.
 pub(super) struct Writer {
     pub(super) database: Database,
+    pub(super) reads: Reads,
     pub(super) directory: Arc<Directory>,
     pub(super) watchers: Arc<Watchers>,
     pub(super) requests: mpsc::Receiver<Request>,
@@ -60,7 +62,7 @@ impl Writer {
     /// Writes one batch and answers it; gives back what must wait for the next.
     async fn write(&mut self, mut waiting: VecDeque<Request>) -> VecDeque<Request> {
         let keys: Vec<String> = waiting.iter().filter_map(Request::key_hash).collect();
-        let known = match self.database.known_keys(&keys).await {
+        let known = match self.reads.known_keys(&keys).await {
             Ok(known) => known,
             Err(error) => {
                 self.refuse(waiting, &error);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use baton::clock::Clock;
 use baton::http::{BODY_TIMEOUT, HttpParts, ServeSettings, router, serve};
 use baton::orchestrator::{Admission, Ids, Orchestrator, OrchestratorParts, Refusal};
-use baton::store::{Store, StoreSettings};
+use baton::store::{Store, StoreSettings, Transition};
 use baton_domain::session::Report;
 use baton_domain::{ClaudeSessionId, OrchestrationId, SessionEvent, SessionId};
 use jiff::Timestamp;
@@ -203,10 +203,17 @@ impl App {
         for event in events {
             let session = self.store.session(id).await.expect("the session");
             let now = StoppedClock.now();
-            let next = session.state.after(event, now).expect("a possible event");
-            let report = report.clone().filter(|_| next.is_over());
+            let mut next = session.after(event, now).expect("a possible event");
+            if next.state.is_over() {
+                next.report = report.clone().or(next.report);
+            }
+            let change = Transition {
+                event: event.clone(),
+                next,
+                at: now,
+            };
             self.store
-                .record(&session, event, next, report, now)
+                .record(vec![change], None)
                 .await
                 .expect("recorded");
         }

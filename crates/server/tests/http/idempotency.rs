@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::app::{App, Reply};
 
-async fn keyed(app: &App, path: &str, key: &str, body: &Value) -> Reply {
+pub async fn keyed(app: &App, path: &str, key: &str, body: &Value) -> Reply {
     let headers = format!("Idempotency-Key: {key}\r\n");
     let body = body.to_string();
     app.send(&app.request("POST", path, &headers, body.as_bytes()))

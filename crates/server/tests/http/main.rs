@@ -8,3 +8,4 @@ mod idempotency;
 mod lists;
 mod seed;
 mod sessions;
+mod steering;

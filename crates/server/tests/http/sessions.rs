@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 
-fn about(kind: &str, id: SessionId) -> Value {
+pub fn about(kind: &str, id: SessionId) -> Value {
     json!({ "type": kind, "sessionId": id })
 }
 
-fn ended(outcome: Outcome) -> Vec<SessionEvent> {
+pub fn ended(outcome: Outcome) -> Vec<SessionEvent> {
     let attempt = Attempt::FIRST;
     vec![
         SessionEvent::LaunchDecided(attempt),
@@ -154,7 +154,7 @@ async fn what_waits_for_a_failed_session_is_blocked() {
                 "requirements": "Do it"
               },
               "status": "blocked",
-              "statusDetail": "Its dependency 00000000-0000-7000-8000-000000000001 (failed) will not complete. Create it again with dependencies that do.",
+              "statusDetail": "Its dependency 00000000-0000-7000-8000-000000000001 (failed) will not complete unless it is retried with session.retry.",
               "type": "implementation"
             }
           },

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use baton::store::{
-    Created, NewSessions, OutputLine, Store, StoreError, StoreSettings, StoredEvent,
+    NewSessions, OutputLine, Store, StoreError, StoreSettings, StoredEvent, Transition, Written,
 };
 use baton_agent::protocol::Stream;
 use baton_domain::{
@@ -33,25 +33,23 @@ fn id(number: u128) -> SessionId {
 }
 
 fn session(number: u128) -> Session {
+    let project = Project {
+        repository: "owner/repo".parse().expect("a repository"),
+        branch: None,
+        requirements: format!("do {number}").into(),
+        context: None,
+    };
+    let conversation = ClaudeSessionId(Uuid::from_u128(number + 1));
+    let created_at = "2026-11-22T10:00:00.123456789Z".parse().expect("a time");
     Session {
-        id: id(number),
-        kind: Kind::Implementation,
-        state: SessionState::Created,
         version: Version(1),
-        orchestration_id: None,
-        claude_session_id: ClaudeSessionId(Uuid::from_u128(number + 1)),
-        attempt: Attempt::FIRST,
-        project: Project {
-            repository: "owner/repo".parse().expect("a repository"),
-            branch: None,
-            requirements: format!("do {number}").into(),
-            context: None,
-        },
-        dependencies: Vec::new(),
-        timeout_s: None,
-        project_settings: false,
-        created_at: "2026-11-22T10:00:00.123456789Z".parse().expect("a time"),
-        report: None,
+        ..Session::new(
+            id(number),
+            Kind::Implementation,
+            project,
+            conversation,
+            created_at,
+        )
     }
 }
 
@@ -103,8 +101,21 @@ async fn create_one(store: &Store, session: Session) -> Arc<Session> {
         .await
         .expect("it can be made")
     {
-        Created::Now(mut made) => made.pop().expect("one session"),
-        Created::Before { .. } => panic!("no key was given"),
+        Written::Now(mut made) => made.pop().expect("one session"),
+        Written::Before { .. } => panic!("no key was given"),
+    }
+}
+
+async fn record(
+    store: &Store,
+    next: Session,
+    event: SessionEvent,
+    at: Timestamp,
+) -> Result<Arc<Session>, StoreError> {
+    let change = Transition { event, next, at };
+    match store.record(vec![change], None).await? {
+        Written::Now(mut changed) => Ok(changed.pop().expect("one session")),
+        Written::Before { .. } => panic!("no key was given"),
     }
 }
 
@@ -114,8 +125,8 @@ async fn happen(
     event: SessionEvent,
     now: Timestamp,
 ) -> Result<Arc<Session>, StoreError> {
-    let next = session.state.after(&event, now).expect("a possible event");
-    store.record(session, &event, next, None, now).await
+    let next = session.after(&event, now).expect("a possible event");
+    record(store, next, event, now).await
 }
 
 async fn all_events(store: &Store, id: SessionId) -> Vec<StoredEvent> {

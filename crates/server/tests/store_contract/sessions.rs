@@ -67,9 +67,12 @@ async fn all_of_a_session_survives() {
     };
     let event = SessionEvent::LaunchFailed(Attempt::FIRST, outcome);
     let read = store.session(id(1)).await.expect("it is there");
-    let changed = store
-        .record(&read, &event, next.clone(), Some(report.clone()), at(6))
-        .await;
+    let concluded = Session {
+        state: next.clone(),
+        report: Some(report.clone()),
+        ..Session::clone(&read)
+    };
+    let changed = record(&store, concluded, event.clone(), at(6)).await;
     let expected = Session {
         state: next,
         version: Version(2),
@@ -174,8 +177,8 @@ async fn one_key_makes_one_session_however_often_it_is_used() {
     let mut repeated = HashSet::new();
     for task in tasks.collect::<Vec<_>>() {
         match task.await.expect("no panic").expect("no error") {
-            Created::Now(sessions) => made.extend(sessions),
-            Created::Before { response } => drop(repeated.insert(response)),
+            Written::Now(sessions) => made.extend(sessions),
+            Written::Before { response } => drop(repeated.insert(response)),
         }
     }
     let [made] = &made[..] else {
@@ -193,7 +196,7 @@ async fn one_key_makes_one_session_however_often_it_is_used() {
 
     let store = open(dir.path()).await;
     let again = store.create(request(61, 1)).await.expect("no error");
-    let Created::Before { response: before } = again else {
+    let Written::Before { response: before } = again else {
         panic!("it was made again")
     };
     assert_eq!(before, response.into_bytes());
@@ -268,8 +271,11 @@ async fn finish(store: &Store, number: u128, outcome: Outcome) {
         outcome,
         at: at(9),
     };
-    store
-        .record(&session, &event, next, None, at(9))
+    let finished = Session {
+        state: next,
+        ..Session::clone(&session)
+    };
+    record(store, finished, event, at(9))
         .await
         .expect("recorded");
 }

@@ -1,0 +1,107 @@
+//! What is asked of a session after it was made: messages, going on from an earlier attempt,
+//! another budget; and the pauses it takes.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::Attempt;
+
+/// The most bytes of one message to Claude.
+pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// The most messages that may wait to be told.
+pub const MESSAGES_WAITING_MAX: usize = 100;
+
+/// What was asked of a session after it was made, kept beside its state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Steering {
+    /// Where the attempt that runs, or would run next, goes on; absent: it starts anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Resume>,
+    /// What Claude was not told yet, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub messages: Vec<Message>,
+    /// How many messages were given a number.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub messages_numbered: u64,
+    /// US dollars that all attempts together may cost before the session pauses and asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_cost_usd: Option<f64>,
+    /// Until when the model API refuses the account's calls, as this attempt was told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limited_until: Option<Timestamp>,
+    /// US dollars that earlier attempts cost.
+    #[serde(skip_serializing_if = "is_nothing")]
+    pub cost_before_usd: f64,
+}
+
+/// Where an attempt goes on: in the conversation and from the code of an earlier one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The attempt whose conversation is taken up.
+    pub from: Attempt,
+    /// What Claude is told first.
+    pub text: String,
+}
+
+/// Something a client says to Claude.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Its number, from 1.
+    pub number: u64,
+    /// What is said.
+    pub text: String,
+}
+
+/// Why a session that had begun waits now. Its work is saved, its sandbox ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pause {
+    /// The account's usage limit is reached; it goes on by itself.
+    UsageLimit {
+        /// When the limit is lifted.
+        until: Timestamp,
+    },
+    /// Its budget is spent; a message or a larger budget lets it go on.
+    Budget {
+        /// US dollars spent by all attempts together.
+        spent_usd: f64,
+    },
+}
+
+impl Steering {
+    /// Takes up a message.
+    pub(crate) fn add_message(&mut self, text: &str) {
+        self.messages_numbered += 1;
+        self.messages.push(Message {
+            number: self.messages_numbered,
+            text: text.to_owned(),
+        });
+    }
+
+    /// All that waits to be told, as one text, no longer waiting.
+    pub(crate) fn take_messages(&mut self) -> String {
+        let texts: Vec<String> = self
+            .messages
+            .drain(..)
+            .map(|message| message.text)
+            .collect();
+        texts.join("\n\n")
+    }
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde asks for a reference"
+)]
+fn is_nothing(amount: &f64) -> bool {
+    *amount <= 0.0
+}

@@ -1,0 +1,129 @@
+//! New attempts, and words to Claude.
+
+use baton_domain::ending::{FailureCode, Outcome};
+use baton_domain::{Attempt, SessionEvent, SessionId, SessionState};
+use serde_json::{Value, json};
+
+use crate::app::{App, Reply};
+use crate::idempotency::keyed;
+use crate::sessions::{about, ended};
+
+const WEBHOOK: &str = "/api/webhooks/claude";
+
+fn failure() -> Vec<SessionEvent> {
+    ended(Outcome::failed(FailureCode::NoResult, "no result"))
+}
+
+async fn message(app: &App, id: SessionId, text: &str) -> Reply {
+    app.webhook(&json!({ "type": "session.message", "sessionId": id, "text": text }))
+        .await
+}
+
+async fn shown(app: &App, id: SessionId) -> Value {
+    app.webhook(&about("session.get", id)).await.json()["data"]["session"].clone()
+}
+
+#[tokio::test]
+async fn a_retry_is_a_new_attempt_and_those_it_blocked_wait_again() {
+    let app = App::new().await;
+    let failed = app.created(&[], true).await;
+    let asked = app.created(&[failed], true).await;
+    let made = app.created(&[asked], false).await;
+    app.happens(failed, &failure(), None).await;
+    for (id, by) in [(asked, failed), (made, asked)] {
+        app.happens(id, &[SessionEvent::DependencyLost(by)], None)
+            .await;
+    }
+    app.webhook(&about("session.retry", asked))
+        .await
+        .is_error(409, "invalid_transition");
+
+    let reply = app.webhook(&about("session.retry", failed)).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["data"]["session"]["attempt"], 2);
+    assert_eq!(shown(&app, failed).await["status"], "queued");
+    assert_eq!(shown(&app, asked).await["status"], "pending");
+    assert_eq!(shown(&app, made).await["status"], "initializing");
+    app.webhook(&about("session.retry", failed))
+        .await
+        .is_error(409, "invalid_transition");
+}
+
+#[tokio::test]
+async fn a_repeated_retry_with_a_key_makes_one_attempt() {
+    let app = App::new().await;
+    let failed = app.created(&[], true).await;
+    app.happens(failed, &failure(), None).await;
+    let body = about("session.retry", failed);
+    let first = keyed(&app, WEBHOOK, "k1", &body).await;
+    assert_eq!(first.status, 200, "{}", first.text());
+    assert_eq!(keyed(&app, WEBHOOK, "k1", &body).await.text(), first.text());
+    let path = format!("/api/v1/sessions/{failed}/retry");
+    assert_eq!(
+        keyed(&app, &path, "k1", &json!({})).await.text(),
+        first.text()
+    );
+    assert_eq!(shown(&app, failed).await["attempt"], 2);
+}
+
+#[tokio::test]
+async fn a_message_waits_for_a_claude_that_runs_and_resumes_one_that_ended() {
+    let app = App::new().await;
+    let id = app.created(&[], true).await;
+    let begun = &ended(Outcome::Completed)[..2];
+    app.happens(id, begun, None).await;
+    let reply = message(&app, id, "use tabs").await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let kept = app.store.session(id).await.expect("it");
+    assert_eq!(kept.steering.messages[0].text, "use tabs");
+
+    let told = SessionEvent::MessageTold(Attempt::FIRST, 1);
+    let rest = ended(Outcome::Completed).split_off(2);
+    app.happens(id, &[vec![told], rest].concat(), None).await;
+    assert_eq!(shown(&app, id).await["status"], "completed");
+    let reply = message(&app, id, "and now spaces").await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let on = app.store.session(id).await.expect("it");
+    assert_eq!((&on.state, on.attempt), (&SessionState::Queued, Attempt(2)));
+    let resume = on.steering.resume.as_ref().expect("goes on");
+    assert_eq!(resume.text, "and now spaces");
+}
+
+#[tokio::test]
+async fn who_cannot_listen_is_told_nothing() {
+    let app = App::new().await;
+    let id = app.created(&[], false).await;
+    app.webhook(&about("session.cancel", id)).await;
+    message(&app, id, "hello")
+        .await
+        .is_error(409, "invalid_transition");
+    message(&app, id, "  ").await.is_error(400, "invalid_field");
+    let nobody: SessionId = "00000000-0000-7000-8000-0000000000ff"
+        .parse()
+        .expect("an id");
+    message(&app, nobody, "hello")
+        .await
+        .is_error(404, "session_not_found");
+}
+
+#[tokio::test]
+async fn a_session_can_be_added_to_an_orchestration() {
+    let app = App::new().await;
+    let project = json!({ "repository": "o/r", "requirements": "x" });
+    let reply = app
+        .webhook(&json!({ "type": "orchestrate", "sessionType": "testing", "project": project }))
+        .await
+        .json();
+    let id = reply["results"][0]["data"]["orchestrationId"].clone();
+    let added = json!({ "type": "session.create", "session": {
+        "project": project, "orchestrationId": id,
+    } });
+    let reply = app.webhook(&added).await;
+    assert_eq!(reply.json()["data"]["session"]["orchestrationId"], id);
+    let nowhere = json!({ "type": "session.create", "session": {
+        "project": project, "orchestrationId": "00000000-0000-7000-8000-0000000000ff",
+    } });
+    app.webhook(&nowhere)
+        .await
+        .is_error(404, "orchestration_not_found");
+}
