@@ -229,7 +229,7 @@ impl Store {
         digest: [u8; 32],
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let hash = batch::hash_of_key(key);
-        let mut known = self.inner.reads.known_keys(&[hash.clone()]).await?;
+        let mut known = self.inner.reads.known_keys(std::slice::from_ref(&hash)).await?;
         match known.remove(&hash) {
             None => Ok(None),
             Some((other, _)) if other != digest => Err(StoreError::IdempotencyMismatch),
