@@ -213,6 +213,7 @@ async fn transitions(store: &Store, clients: u64) -> Outcome<Rate> {
                         ..Session::clone(read)
                     },
                     at: Timestamp::now(),
+                    told: None,
                 };
                 store.record(vec![change], None).await.map(drop)
             }

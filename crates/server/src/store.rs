@@ -97,12 +97,15 @@ impl Store {
                 .map(|(_, session)| Arc::clone(session))
                 .collect(),
         );
+        let output_dir = data_dir.join(OUTPUT_NAME);
+        segments::make_output_dir(&output_dir)
+            .map_err(StoreError::io("make the folder of all output"))?;
         let (requests, received) = mpsc::channel(QUEUE_MAX);
         let appender = Appender {
             directory: Arc::clone(&directory),
             reads: reads.clone(),
             requests: requests.clone(),
-            output_dir: data_dir.join(OUTPUT_NAME),
+            output_dir,
             bytes_max: settings.output_bytes_max,
             remembered: Mutex::default(),
         };
@@ -229,7 +232,11 @@ impl Store {
         digest: [u8; 32],
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let hash = batch::hash_of_key(key);
-        let mut known = self.inner.reads.known_keys(std::slice::from_ref(&hash)).await?;
+        let mut known = self
+            .inner
+            .reads
+            .known_keys(std::slice::from_ref(&hash))
+            .await?;
         match known.remove(&hash) {
             None => Ok(None),
             Some((other, _)) if other != digest => Err(StoreError::IdempotencyMismatch),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use baton_domain::session::{InvalidTransition, Report};
-use baton_domain::{Session, SessionEvent, SessionId};
+use baton_domain::{Attempt, Session, SessionEvent, SessionId};
 
 use crate::clock::Clock;
 use crate::store::{Store, StoreError, Transition, Written};
@@ -36,12 +36,31 @@ pub async fn apply(
     event: &SessionEvent,
     report: Option<Report>,
 ) -> Result<Arc<Session>, TransitionError> {
-    decide(store, clock, id, |session| {
+    write(store, clock, id, None, |session| {
         let reported = Session {
             report: report.clone().or_else(|| session.report.clone()),
             ..session.clone()
         };
         let next = reported.after(event, clock.now())?;
+        Ok::<_, TransitionError>((event.clone(), next))
+    })
+    .await
+}
+
+/// Applies `event`; where an agent told of it, its attempt and its position after that are stored
+/// in the same step.
+///
+/// # Errors
+/// As [`apply`]; the position is not stored then.
+pub async fn apply_told(
+    store: &Store,
+    clock: &dyn Clock,
+    id: SessionId,
+    event: &SessionEvent,
+    told: Option<(Attempt, u64)>,
+) -> Result<Arc<Session>, TransitionError> {
+    write(store, clock, id, told, |session| {
+        let next = session.after(event, clock.now())?;
         Ok::<_, TransitionError>((event.clone(), next))
     })
     .await
@@ -58,19 +77,34 @@ pub async fn decide<E: From<StoreError>>(
     id: SessionId,
     decision: impl Fn(&Session) -> Result<(SessionEvent, Session), E>,
 ) -> Result<Arc<Session>, E> {
+    write(store, clock, id, None, decision).await
+}
+
+async fn write<E: From<StoreError>>(
+    store: &Store,
+    clock: &dyn Clock,
+    id: SessionId,
+    told: Option<(Attempt, u64)>,
+    decision: impl Fn(&Session) -> Result<(SessionEvent, Session), E>,
+) -> Result<Arc<Session>, E> {
     let mut tries = 0;
     loop {
         let session = store.session(id).await?;
         let (event, next) = decision(&session)?;
         if next == *session {
+            if let Some((attempt, position)) = told {
+                store.append_output(id, attempt, position, &[]).await?;
+            }
             return Ok(session);
         }
         tries += 1;
-        let at = clock.now();
-        match store
-            .record(vec![Transition { event, next, at }], None)
-            .await
-        {
+        let change = Transition {
+            event,
+            next,
+            at: clock.now(),
+            told,
+        };
+        match store.record(vec![change], None).await {
             Err(StoreError::Conflict { .. }) if tries < TRIES_MAX => {}
             Ok(Written::Now(sessions)) => {
                 return Ok(sessions.into_iter().next().unwrap_or(session));

@@ -17,7 +17,7 @@ use super::lines::{Gap, Lines};
 use crate::failpoint;
 use crate::launch::JobError;
 use crate::store::StoreError;
-use crate::transition::TransitionError;
+use crate::transition::{TransitionError, apply_told};
 
 /// How long an agent may take to introduce itself.
 const HELLO_WAIT: Duration = Duration::from_secs(10);
@@ -192,7 +192,7 @@ async fn send_job<Io: AsyncWrite>(
         }
         Err(JobError::Hopeless(outcome)) => {
             let event = SessionEvent::LaunchFailed(gate.attempt, outcome);
-            gate.apply(&event).await?;
+            gate.apply(&event, None).await?;
             Ok(false)
         }
         Err(JobError::Store(error)) => {
@@ -219,20 +219,23 @@ async fn store_batch<Io: AsyncWrite>(
     } else {
         position
     };
-    append(gate, lines_position, &batch).await?;
-    if !batch.is_empty() {
+    if !batch.is_empty() || note.is_none() {
+        append(gate, lines_position, &batch).await?;
         failpoint::reach("output_stored");
     }
     let [recorded, acknowledged] = failpoints(note.as_ref());
     let ended = matches!(note, Some(Note::Ended(_)));
-    if let Some(note) = note {
-        if let Some(event) = event_of(gate, note) {
-            gate.apply(&event).await?;
+    let acked = match note.map(|note| event_of(gate, note)) {
+        // A step of the setup changes nothing: it is acknowledged with whatever comes next.
+        Some(None) => lines_position,
+        Some(Some(event)) => {
+            gate.apply(&event, Some(position)).await?;
+            position
         }
-        failpoint::reach(recorded);
-        append(gate, position, &[]).await?;
-    }
-    send(writer, &Frame::Ack(position)).await?;
+        None => position,
+    };
+    failpoint::reach(recorded);
+    send(writer, &Frame::Ack(acked)).await?;
     failpoint::reach(acknowledged);
     Ok(ended)
 }
@@ -283,16 +286,18 @@ async fn append(
 }
 
 impl Gate {
-    /// Applies what the agent told; what was told before, or comes too late, changes nothing.
-    async fn apply(&self, event: &SessionEvent) -> Result<(), LinkError> {
+    /// Applies what happened, as the agent told up to `position`; what was told before, or comes
+    /// too late, changes nothing.
+    async fn apply(&self, event: &SessionEvent, position: Option<u64>) -> Result<(), LinkError> {
         let parts = &self.parts;
+        let told = position.map(|position| (self.attempt, position));
         loop {
-            let applied = crate::transition::apply(
+            let applied = apply_told(
                 &parts.store,
                 parts.clock.as_ref(),
                 self.session,
                 event,
-                None,
+                told,
             );
             match applied.await {
                 Ok(session) => {
@@ -306,7 +311,10 @@ impl Gate {
                 }
                 Err(TransitionError::Invalid(error)) => {
                     tracing::debug!(session = %self.session, %error, "repeated or late event");
-                    return Ok(());
+                    return match position {
+                        Some(position) => append(self, position, &[]).await,
+                        None => Ok(()),
+                    };
                 }
                 Err(TransitionError::Store(error @ StoreError::Unavailable { .. })) => {
                     tracing::warn!(session = %self.session, %error, "an event waits to be recorded");

@@ -104,7 +104,15 @@ impl Orchestrator {
                 false => Vec::new(),
             };
             let details = self.details(Arc::new(next.clone()));
-            changes.insert(0, Transition { event, next, at });
+            changes.insert(
+                0,
+                Transition {
+                    event,
+                    next,
+                    at,
+                    told: None,
+                },
+            );
             let key = once.as_ref().map(|once| idempotency(once, &details));
             tries += 1;
             match store.record(changes, key).await {
@@ -152,6 +160,7 @@ impl Orchestrator {
                 event: event.clone(),
                 next,
                 at,
+                told: None,
             })
         });
         Ok(changes.collect())

@@ -331,6 +331,13 @@ impl Batch {
             report: next.report.as_ref(),
             steering: &next.steering,
         })?;
+        if let Some((attempt, position)) = change.told {
+            let row = PositionRow { attempt, position };
+            self.rows.positions.push(&Of {
+                ordinal: entry.ordinal,
+                row,
+            })?;
+        }
         let event = DerivedEvent::Session {
             event: change.event,
             state: next.state.name().to_owned(),

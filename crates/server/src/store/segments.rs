@@ -1,6 +1,6 @@
 //! Segment files: where lines of output are kept, byte for byte.
 //!
-//! `<output>/<session>/<attempt>/<number>.seg` holds one record after the other:
+//! `<output>/<session>/<attempt>-<number>.seg` holds one record after the other:
 //!
 //! ```text
 //! u32 length, i64 milliseconds, u8 flags, [u64 cut bytes, if flagged], the line
@@ -58,9 +58,7 @@ pub(super) fn session_dir(output_dir: &Path, id: SessionId) -> PathBuf {
 }
 
 pub(super) fn path(session_dir: &Path, attempt: Attempt, segment: u32) -> PathBuf {
-    session_dir
-        .join(attempt.to_string())
-        .join(format!("{segment}.seg"))
+    session_dir.join(format!("{attempt}-{segment}.seg"))
 }
 
 /// The most lines of one range: to read the last of them, those before it are skipped one by one.
@@ -117,8 +115,8 @@ pub(super) fn write(
 ) -> io::Result<()> {
     let path = path(session_dir, attempt, piece.segment);
     let begun = piece.offset > 0;
-    if !begun && let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+    if !begun {
+        fs::create_dir_all(session_dir)?;
     }
     let file = OpenOptions::new()
         .write(true)
@@ -140,9 +138,8 @@ pub(super) fn write(
     file.write_all_at(&block, offset)?;
     file.sync_data()?;
     if !begun {
-        // The file's name must last as well, and with the first file that of each new folder:
-        // the attempt's, the session's, the one of all output.
-        let folders = if piece.segment == 0 { 4 } else { 1 };
+        // The file's name must last as well, and with the first file the folder's.
+        let folders = if piece.segment == 0 { 2 } else { 1 };
         for folder in path.ancestors().skip(1).take(folders) {
             File::open(folder)?.sync_all()?;
         }
@@ -189,22 +186,16 @@ pub(super) fn cut_back(
     session_dir: &Path,
     recorded: impl Fn(Attempt, u32) -> Option<u64>,
 ) -> io::Result<()> {
-    for attempt_dir in entries(session_dir)? {
-        let Some(attempt) = number_of(&attempt_dir).map(Attempt) else {
+    for file in entries(session_dir)? {
+        let Some((attempt, number)) = named(&file) else {
             continue;
         };
-        for file in entries(&attempt_dir)? {
-            let is_segment = file.extension().is_some_and(|extension| extension == "seg");
-            let Some(number) = number_of(&file).filter(|_| is_segment) else {
-                continue;
-            };
-            match recorded(attempt, number) {
-                None => fs::remove_file(&file)?,
-                Some(bytes) if fs::metadata(&file)?.len() > bytes => {
-                    OpenOptions::new().write(true).open(&file)?.set_len(bytes)?;
-                }
-                Some(_) => {}
+        match recorded(attempt, number) {
+            None => fs::remove_file(&file)?,
+            Some(bytes) if fs::metadata(&file)?.len() > bytes => {
+                OpenOptions::new().write(true).open(&file)?.set_len(bytes)?;
             }
+            Some(_) => {}
         }
     }
     Ok(())
@@ -218,8 +209,19 @@ fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     }
 }
 
-fn number_of(path: &Path) -> Option<u32> {
-    path.file_stem()?.to_str()?.parse().ok()
+/// The attempt and number of a segment file; none of any other file.
+fn named(path: &Path) -> Option<(Attempt, u32)> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".seg")?;
+    let (attempt, number) = name.split_once('-')?;
+    Some((Attempt(attempt.parse().ok()?), number.parse().ok()?))
+}
+
+/// Makes the folder of all output, to last.
+pub(super) fn make_output_dir(output_dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(output_dir)?;
+    output_dir
+        .parent()
+        .map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
 fn record_bytes(line: &OutputLine) -> u64 {

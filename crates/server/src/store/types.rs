@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use baton_agent::protocol::Stream;
 use baton_domain::{
-    OrchestrationId, Repository, Session, SessionEvent, SessionId, Status, Version,
+    Attempt, OrchestrationId, Repository, Session, SessionEvent, SessionId, Status, Version,
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -60,6 +60,8 @@ pub struct Transition {
     pub next: Session,
     /// When.
     pub at: Timestamp,
+    /// The attempt whose agent told of it, and the agent's position after that: stored with it.
+    pub told: Option<(Attempt, u64)>,
 }
 
 /// What became of a request that may have been made before.

@@ -211,6 +211,7 @@ impl App {
                 event: event.clone(),
                 next,
                 at: now,
+                told: None,
             };
             self.store
                 .record(vec![change], None)

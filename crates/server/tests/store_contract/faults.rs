@@ -75,7 +75,7 @@ async fn what_was_acknowledged_survives_kill_9() {
 }
 
 fn segment(dir: &Path, number: u32) -> PathBuf {
-    dir.join(format!("output/{}/1/{number}.seg", id(1)))
+    dir.join(format!("output/{}/1-{number}.seg", id(1)))
 }
 
 #[tokio::test]

@@ -112,7 +112,12 @@ async fn record(
     event: SessionEvent,
     at: Timestamp,
 ) -> Result<Arc<Session>, StoreError> {
-    let change = Transition { event, next, at };
+    let change = Transition {
+        event,
+        next,
+        at,
+        told: None,
+    };
     match store.record(vec![change], None).await? {
         Written::Now(mut changed) => Ok(changed.pop().expect("one session")),
         Written::Before { .. } => panic!("no key was given"),
