@@ -12,6 +12,7 @@ pub mod output;
 pub mod plan;
 pub mod project;
 pub mod sandbox;
+pub mod schedule;
 pub mod session;
 pub mod steering;
 #[cfg(test)]
