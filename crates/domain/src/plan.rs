@@ -1,24 +1,30 @@
 //! Snapshot and limits → what to do next.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::ids::{Attempt, SessionId};
+use crate::ids::{Attempt, OrchestrationId, SessionId};
 use crate::observe::Snapshot;
+use crate::project::Kind;
 use crate::sandbox::{Sandbox, SandboxState};
+use crate::schedule::{Durations, OpenSession, Phase, Slots, choose, rank};
 use crate::session::{Session, SessionState, Standing};
 
 /// How old a sandbox without a session must be before it is removed. A sandbox is made after its
 /// session is recorded, so a young one belongs to a server that is faster than our listing.
 pub const ORPHAN_AGE: SignedDuration = SignedDuration::from_mins(10);
 
-/// What bounds a plan.
+/// What bounds a plan, and what its order rests on.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct Limits<'a> {
     /// Sessions that may run at once.
     pub slots_max: usize,
+    /// How many of a kind may run at once, of the kinds that have a limit of their own.
+    pub kinds_max: &'a [(Kind, usize)],
+    /// How long sessions take.
+    pub durations: &'a Durations,
     /// Sandboxes that may stand ready before their sessions are launched.
     pub prepared_max: usize,
     /// How long a session that was told to stop may take to save its work.
@@ -63,30 +69,20 @@ impl Action {
 /// The IO that `snapshot` calls for. Pure: the same snapshot gives the same plan.
 ///
 /// `standing` tells of any session, over or not; none for an id that was never recorded.
-/// Removals come first, so that a full host frees room before it is asked for more. Among
-/// sessions that are ready the oldest goes first.
+/// Removals come first, so that a full host frees room before it is asked for more. In which order
+/// sessions that are ready take slots, [`crate::schedule`] says.
 pub fn plan(
     snapshot: &Snapshot,
     standing: impl Fn(SessionId) -> Option<Standing>,
-    limits: &Limits,
+    limits: &Limits<'_>,
 ) -> Vec<Action> {
     let mut actions = removals(snapshot, &standing);
-    let slots_held = snapshot
+    let idle = snapshot
         .sessions
         .iter()
-        .filter(|session| session.state.holds_slot())
-        .count();
-    let mut slots_free = limits.slots_max.saturating_sub(slots_held);
-    let mut prepared_free = limits.prepared_max.saturating_sub(prepared(snapshot));
-    for session in &snapshot.sessions {
-        if snapshot.busy.contains(&session.id) {
-            // An attempted launch of a queued session will take a slot when it is recorded.
-            if matches!(session.state, SessionState::Queued) {
-                slots_free = slots_free.saturating_sub(1);
-            }
-            continue;
-        }
-        let sandbox = snapshot.sandboxes.seen.get(&(session.id, session.attempt));
+        .filter(|session| !snapshot.busy.contains(&session.id));
+    for session in idle {
+        let sandbox = sandbox_of(snapshot, session);
         let sandbox_state = sandbox.map(|sandbox| &sandbox.state);
         match &session.state {
             SessionState::Concluding { .. } => actions.push(Action::Conclude(Arc::clone(session))),
@@ -107,21 +103,113 @@ pub fn plan(
             {
                 actions.extend(sandbox.cloned().map(Action::Kill));
             }
-            SessionState::Queued if slots_free > 0 && ready(session, &standing) => {
-                slots_free -= 1;
-                actions.push(Action::Launch(Arc::clone(session)));
-            }
-            SessionState::Created | SessionState::Queued
-                if prepared_free > 0
-                    && matches!(sandbox_state, None | Some(SandboxState::Removed)) =>
-            {
-                prepared_free -= 1;
-                actions.push(Action::Prepare(Arc::clone(session)));
-            }
             _ => {}
         }
     }
+    let open = open_sessions(snapshot, &standing, limits.durations);
+    let launches = choose(&open, slots(snapshot, limits));
+    let prepares = prepares(snapshot, &open, &launches, limits.prepared_max);
+    let by_id: HashMap<SessionId, &Arc<Session>> = match launches.len() + prepares.len() {
+        0 => HashMap::new(),
+        _ => snapshot.sessions.iter().map(|one| (one.id, one)).collect(),
+    };
+    let found = |id: &SessionId| by_id.get(id).map(|session| Arc::clone(session));
+    actions.extend(launches.iter().filter_map(found).map(Action::Launch));
+    actions.extend(prepares.iter().filter_map(found).map(Action::Prepare));
     actions
+}
+
+fn sandbox_of<'a>(snapshot: &'a Snapshot, session: &Session) -> Option<&'a Sandbox> {
+    snapshot.sandboxes.seen.get(&(session.id, session.attempt))
+}
+
+/// All sessions as the scheduler sees them.
+fn open_sessions<'a>(
+    snapshot: &'a Snapshot,
+    standing: &impl Fn(SessionId) -> Option<Standing>,
+    durations: &Durations,
+) -> Vec<OpenSession<'a>> {
+    let sessions = snapshot.sessions.iter();
+    let open = sessions.map(|session| {
+        let is_queued = session.state == SessionState::Queued;
+        let phase = if session.state.holds_slot() {
+            Phase::HoldsSlot
+        } else if is_queued && snapshot.busy.contains(&session.id) {
+            // A launch under way takes a slot when it is recorded.
+            Phase::HoldsSlot
+        } else if is_queued && ready(session, standing) {
+            Phase::Ready
+        } else {
+            Phase::Waiting
+        };
+        OpenSession {
+            id: session.id,
+            kind: session.kind,
+            orchestration: session.orchestration_id,
+            priority: session.priority,
+            created_at: session.created_at,
+            expected_s: durations.expected_s(session.kind),
+            dependencies: &session.dependencies,
+            phase,
+        }
+    });
+    open.collect()
+}
+
+fn slots(snapshot: &Snapshot, limits: &Limits<'_>) -> Slots {
+    let kinds = limits.kinds_max.iter();
+    let slots = kinds.fold(Slots::new(limits.slots_max), |slots, (kind, most)| {
+        slots.with_kind(*kind, *most)
+    });
+    let mut narrowed: HashMap<OrchestrationId, u32> = HashMap::new();
+    for session in &snapshot.sessions {
+        if let (Some(id), Some(most)) = (session.orchestration_id, session.parallel_max) {
+            let least = narrowed.entry(id).or_insert(most);
+            *least = most.min(*least);
+        }
+    }
+    narrowed.into_iter().fold(slots, |slots, (id, most)| {
+        slots.with_orchestration(id, most as usize)
+    })
+}
+
+/// The sessions whose sandboxes are made ahead: those that are ready, in the order in which they
+/// will be launched, then the others, oldest first.
+fn prepares(
+    snapshot: &Snapshot,
+    open: &[OpenSession<'_>],
+    launches: &[SessionId],
+    prepared_max: usize,
+) -> Vec<SessionId> {
+    let room = prepared_max.saturating_sub(prepared(snapshot));
+    if room == 0 {
+        return Vec::new();
+    }
+    let lacking: HashSet<SessionId> = snapshot
+        .sessions
+        .iter()
+        .filter(|session| {
+            matches!(session.state, SessionState::Created | SessionState::Queued)
+                && !snapshot.busy.contains(&session.id)
+                && !launches.contains(&session.id)
+                && matches!(
+                    sandbox_of(snapshot, session).map(|sandbox| &sandbox.state),
+                    None | Some(SandboxState::Removed)
+                )
+        })
+        .map(|session| session.id)
+        .collect();
+    if lacking.is_empty() {
+        return Vec::new();
+    }
+    let ranked = rank(open);
+    let mut seen = HashSet::new();
+    let others = snapshot.sessions.iter().map(|session| session.id);
+    let wanted = ranked.into_iter().chain(others);
+    wanted
+        .filter(|id| lacking.contains(id) && seen.insert(*id))
+        .take(room)
+        .collect()
 }
 
 fn ready(session: &Session, standing: &impl Fn(SessionId) -> Option<Standing>) -> bool {
@@ -197,7 +285,7 @@ fn fate(sandbox: &Sandbox, standing: Option<Standing>, now: Timestamp) -> Option
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::sync::LazyLock;
 
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
@@ -207,11 +295,17 @@ mod tests {
     use crate::sandbox::sandbox_id;
     use crate::testing::{at, letter, session, session_id, state};
 
-    const LIMITS: Limits = Limits {
-        slots_max: 2,
-        prepared_max: 1,
-        stop_grace: SignedDuration::from_secs(60),
-    };
+    static DURATIONS: LazyLock<Durations> = LazyLock::new(Durations::default);
+
+    fn limits() -> Limits<'static> {
+        Limits {
+            slots_max: 2,
+            kinds_max: &[],
+            durations: &DURATIONS,
+            prepared_max: 1,
+            stop_grace: SignedDuration::from_secs(60),
+        }
+    }
 
     /// `a:running b:queued<-a` as sessions, `a:running z:exited` as sandboxes.
     fn snapshot(sessions: &str, sandboxes: &str) -> Snapshot {
@@ -223,7 +317,7 @@ mod tests {
             let (name, state) = entry.split_once(':').expect("name:state");
             let id = session_id(name);
             let sandbox = Sandbox {
-                id: sandbox_id(crate::Kind::Testing, id, Attempt::FIRST),
+                id: sandbox_id(Kind::Testing, id, Attempt::FIRST),
                 session: id,
                 attempt: Attempt::FIRST,
                 state: match state {
@@ -296,7 +390,7 @@ mod tests {
     fn check(sessions: &str, over: &str, sandboxes: &str, expected: Expect) {
         let snapshot = snapshot(sessions, sandboxes);
         let standing = standings(&snapshot, over);
-        expected.assert_eq(&render(&plan(&snapshot, standing, &LIMITS)));
+        expected.assert_eq(&render(&plan(&snapshot, standing, &limits())));
     }
 
     #[test]
@@ -322,6 +416,54 @@ mod tests {
             "a:running c:prepared",
             expect!["launch b"],
         );
+    }
+
+    fn changed(snapshot: &mut Snapshot, name: &str, change: impl FnOnce(&mut Session)) {
+        let id = session_id(name);
+        let found = snapshot.sessions.iter_mut().find(|one| one.id == id);
+        change(Arc::make_mut(found.expect("the session")));
+    }
+
+    #[test]
+    fn priority_goes_before_age() {
+        let mut snapshot = snapshot("a:queued b:queued c:queued", "");
+        changed(&mut snapshot, "c", |one| one.priority = 1);
+        changed(&mut snapshot, "a", |one| one.priority = -1);
+        let standing = standings(&snapshot, "");
+        let actions = plan(&snapshot, standing, &limits());
+        assert_eq!(render(&actions), "launch c, launch b, prepare a");
+    }
+
+    #[test]
+    fn the_longest_way_to_go_is_begun_first() {
+        check(
+            "a:queued b:queued c:queued d:created<-c e:created<-d",
+            "",
+            "",
+            expect!["launch c, launch a, prepare b"],
+        );
+    }
+
+    #[test]
+    fn orchestrations_and_kinds_have_limits_of_their_own() {
+        let mut together = snapshot("a:running b:queued c:queued", "a:running");
+        for name in ["a", "b"] {
+            changed(&mut together, name, |one| {
+                one.orchestration_id = Some(OrchestrationId(uuid::Uuid::nil()));
+                one.parallel_max = Some(1);
+            });
+        }
+        let standing = standings(&together, "");
+        let actions = plan(&together, standing, &limits());
+        assert_eq!(render(&actions), "launch c, prepare b");
+
+        let alike = snapshot("a:running b:queued", "a:running b:prepared");
+        let limits = Limits {
+            kinds_max: &[(Kind::Testing, 1)],
+            ..limits()
+        };
+        let standing = standings(&alike, "");
+        assert_eq!(render(&plan(&alike, standing, &limits)), "");
     }
 
     #[test]
@@ -355,7 +497,7 @@ mod tests {
     fn a_sandbox_that_is_being_made_counts() {
         let mut snapshot = snapshot("a:created b:created", "");
         snapshot.busy.insert(session_id("b"));
-        let actions = plan(&snapshot, |_| Some(Standing::Open), &LIMITS);
+        let actions = plan(&snapshot, |_| Some(Standing::Open), &limits());
         assert_eq!(render(&actions), "");
     }
 
@@ -379,7 +521,7 @@ mod tests {
         let mut snapshot = snapshot("a:stopping", "a:running");
         snapshot.watching_since = at(3_590);
         let standing = standings(&snapshot, "");
-        assert_eq!(render(&plan(&snapshot, standing, &LIMITS)), "");
+        assert_eq!(render(&plan(&snapshot, standing, &limits())), "");
     }
 
     #[test]
@@ -391,10 +533,10 @@ mod tests {
     fn an_old_orphan_is_removed_and_a_young_one_left() {
         let mut young = snapshot("", "z:running");
         young.now = at(60);
-        assert_eq!(render(&plan(&young, |_| None, &LIMITS)), "");
+        assert_eq!(render(&plan(&young, |_| None, &limits())), "");
         let old = snapshot("", "z:running");
         assert_eq!(
-            render(&plan(&old, |_| None, &LIMITS)),
+            render(&plan(&old, |_| None, &limits())),
             "remove-keeping-volumes z"
         );
     }
@@ -419,7 +561,7 @@ mod tests {
             }).collect();
             let held = sessions.iter().filter(|one| one.state.holds_slot()).count();
             let snapshot = Snapshot { sessions, ..snapshot("", "") };
-            let limits = Limits { slots_max, ..LIMITS };
+            let limits = Limits { slots_max, ..limits() };
             let actions = plan(&snapshot, |_| Some(Standing::Open), &limits);
             let new_launches: Vec<&Arc<Session>> = actions.iter().filter_map(|action| match action {
                 Action::Launch(one) if one.state == SessionState::Queued => Some(one),

@@ -486,6 +486,20 @@ impl SessionState {
         }
     }
 
+    /// How long Claude took, to the second; none unless it completed.
+    #[must_use]
+    pub fn seconds_to_completion(&self) -> Option<u64> {
+        let Self::Finished {
+            started_at: Some(started_at),
+            outcome: Outcome::Completed,
+            at,
+        } = self
+        else {
+            return None;
+        };
+        u64::try_from(at.duration_since(*started_at).as_secs()).ok()
+    }
+
     /// What dependents may make of it.
     #[must_use]
     pub fn standing(&self) -> Standing {

@@ -99,6 +99,8 @@ pub struct KindLimits {
     pub pids: Option<i64>,
     /// Seconds a session may run when its client doesn't say.
     pub timeout_seconds: Option<u64>,
+    /// How many may run at once; no limit of their own when absent.
+    pub max_running: Option<usize>,
 }
 
 /// The configuration of a running server.

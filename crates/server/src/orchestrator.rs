@@ -21,7 +21,7 @@ pub use output::{OUTPUT_BYTES_MAX, SCANNED_BYTES_MAX};
 pub use types::{
     Accepted, Admission, DependencyMode, Ids, NewMessage, NewOrchestration, NewSession, Once,
     Orchestrated, OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor,
-    PRIORITY_DEFAULT, RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
+    RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
 };
 
 use crate::failpoint;
@@ -98,7 +98,7 @@ impl Orchestrator {
             timeout_s: new.strategy.and_then(|strategy| strategy.timeout_s),
             project_settings: false,
             orchestration_id: Some(orchestration.id),
-            priority: PRIORITY_DEFAULT,
+            priority: 0,
             max_cost_usd: None,
         };
         let session = self.new_session(self.parts.ids.session(), session)?;

@@ -18,6 +18,7 @@ use baton_domain::dependencies;
 use baton_domain::observe::{Sandboxes, Snapshot, losses};
 use baton_domain::plan::{Action, Limits, plan};
 use baton_domain::sandbox::{Sandbox, SandboxState, sandbox_id};
+use baton_domain::schedule::Durations;
 use baton_domain::session::{SessionState, Standing};
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 use futures::stream::BoxStream;
@@ -113,6 +114,8 @@ pub struct Reconciler {
     listed_at: Option<Instant>,
     volumes_looked_at: Option<Instant>,
     runtime_tries: u32,
+    kinds_max: Vec<(Kind, usize)>,
+    durations: Durations,
 }
 
 impl Reconciler {
@@ -124,6 +127,7 @@ impl Reconciler {
             actions: Actions::new(Arc::clone(&parts)),
             host_rebooted: host_rebooted(&parts.settings),
             watching_since: parts.clock.now(),
+            kinds_max: kinds_max(&parts.settings.limits),
             parts,
             running: JoinSet::new(),
             acting: HashMap::new(),
@@ -135,6 +139,7 @@ impl Reconciler {
             listed_at: None,
             volumes_looked_at: None,
             runtime_tries: 0,
+            durations: Durations::default(),
         }
     }
 
@@ -152,6 +157,10 @@ impl Reconciler {
     /// Runs until told to stop. Sandboxes are left as they are.
     pub async fn run(mut self, stop: CancellationToken) {
         self.adopt();
+        match self.parts.store.durations().await {
+            Ok(past) => self.durations = past.into_iter().collect(),
+            Err(error) => tracing::warn!(%error, "how long sessions take is learnt anew"),
+        }
         loop {
             // A look at a runtime that hangs must not hold up the stop.
             tokio::select! {
@@ -186,11 +195,14 @@ impl Reconciler {
         self.stop_sessions(&snapshot);
         let limits = Limits {
             slots_max: self.parts.settings.slots_max,
+            kinds_max: &self.kinds_max,
+            durations: &self.durations,
             prepared_max: self.parts.settings.prepared_max,
             stop_grace: self.parts.settings.stop_grace,
         };
         let store = &self.parts.store;
-        for action in plan(&snapshot, |id| store.standing(id), &limits) {
+        let actions = plan(&snapshot, |id| store.standing(id), &limits);
+        for action in actions {
             self.execute(action);
         }
     }
@@ -473,6 +485,9 @@ impl Reconciler {
         } else {
             self.backoff.succeeded(session, deed);
         }
+        if let Some((kind, seconds)) = done.took {
+            self.durations.observe(kind, seconds);
+        }
         if done.look_again {
             self.listed_at = None;
         }
@@ -512,6 +527,14 @@ async fn next_sighting(sightings: &mut Option<BoxStream<'static, Sandbox>>) -> O
         Some(stream) => stream.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// The kinds of which only so many may run at once.
+fn kinds_max(limits: &HashMap<Kind, KindLimits>) -> Vec<(Kind, usize)> {
+    let limited = limits.iter();
+    limited
+        .filter_map(|(kind, limits)| Some((*kind, limits.max_running?)))
+        .collect()
 }
 
 fn host_rebooted(settings: &ReconcilerSettings) -> bool {

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use baton_domain::session::Standing;
-use baton_domain::{Attempt, OrchestrationId, Session, SessionId, Status};
+use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionId, Status};
 use jiff::Timestamp;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -220,6 +220,14 @@ impl Store {
             answer,
         })
         .await
+    }
+
+    /// How many seconds the newest completed sessions took, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn durations(&self) -> Result<Vec<(Kind, u64)>, StoreError> {
+        self.inner.reads.durations().await
     }
 
     /// What a request with this idempotency key was answered, if there was one.

@@ -15,7 +15,7 @@ use baton::gateway::model::{ModelGateway, ModelSettings};
 use baton::gateway::{Gateway, GatewayParts};
 use baton::launch::Jobs;
 use baton::orchestrator::{
-    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, PRIORITY_DEFAULT, RandomIds,
+    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds,
 };
 use baton::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use baton::repos::{RepoSettings, Repos};
@@ -157,7 +157,7 @@ impl App {
             timeout_s: None,
             project_settings: false,
             orchestration_id: None,
-            priority: PRIORITY_DEFAULT,
+            priority: 0,
             max_cost_usd: None,
         };
         match self
@@ -368,7 +368,7 @@ async fn a_restart_adopts_what_runs_and_finishes_what_was_begun() {
         app.states(&[running, ended]).await,
         ["running", "completed"]
     );
-    assert_eq!(app.runtime.launched(), [running, ended, dependent]);
+    assert_eq!(app.runtime.launched(), [ended, running, dependent]);
     assert_eq!(app.outcomes_recorded(ended).await, 1);
 }
 

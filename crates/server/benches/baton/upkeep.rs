@@ -7,8 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use baton::clock::{Clock, SystemClock};
 use baton::orchestrator::{
-    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, PRIORITY_DEFAULT, RandomIds,
-    Refusal,
+    Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds, Refusal,
 };
 use baton::store::{OutputLine, Store, StoreSettings};
 use baton::transition;
@@ -16,6 +15,7 @@ use baton_agent::protocol::{Ending, Exit, Stream};
 use baton_domain::ending::{ClaudeResult, Outcome};
 use baton_domain::observe::{Sandboxes, Snapshot};
 use baton_domain::plan::{Limits, plan};
+use baton_domain::schedule::Durations;
 use baton_domain::session::Report;
 use baton_domain::{Attempt, Kind, Project, SessionEvent, SessionId};
 use jiff::SignedDuration;
@@ -25,11 +25,7 @@ use crate::table::{Aim, Row, Unit, median, print, print_note};
 use crate::{Bench, disk};
 
 const SESSIONS: usize = 500;
-const LIMITS: Limits = Limits {
-    slots_max: 4,
-    prepared_max: 4,
-    stop_grace: SignedDuration::from_secs(60),
-};
+const SLOTS_MAX: usize = 4;
 
 /// A chain; each session with its six changes of state and what Claude said in between.
 pub fn run(bench: &Bench) -> Result<()> {
@@ -67,6 +63,7 @@ struct Upkeep {
     store: Store,
     orchestrator: Orchestrator,
     clock: Arc<dyn Clock>,
+    durations: Durations,
     _dir: tempfile::TempDir,
 }
 
@@ -112,12 +109,13 @@ impl Upkeep {
             ids: Arc::new(RandomIds),
             wake: Arc::new(Notify::new()),
             admission: Arc::new(AlwaysOpen),
-            slots_max: LIMITS.slots_max,
+            slots_max: SLOTS_MAX,
         });
         Ok(Self {
             store,
             orchestrator,
             clock,
+            durations: Durations::default(),
             _dir: dir,
         })
     }
@@ -139,7 +137,7 @@ impl Upkeep {
             timeout_s: None,
             project_settings: false,
             orchestration_id: None,
-            priority: PRIORITY_DEFAULT,
+            priority: 0,
             max_cost_usd: None,
         };
         let Accepted::Now(made) = self.orchestrator.create_session(new, None).await? else {
@@ -201,7 +199,14 @@ impl Upkeep {
             now: self.clock.now(),
             watching_since: self.clock.now(),
         };
-        plan(&snapshot, |id| self.store.standing(id), &LIMITS).len()
+        let limits = Limits {
+            slots_max: SLOTS_MAX,
+            kinds_max: &[],
+            durations: &self.durations,
+            prepared_max: SLOTS_MAX,
+            stop_grace: SignedDuration::from_secs(60),
+        };
+        plan(&snapshot, |id| self.store.standing(id), &limits).len()
     }
 }
 

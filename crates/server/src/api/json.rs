@@ -190,6 +190,26 @@ impl<'a, const N: usize> Object<'a, N> {
             .transpose()
     }
 
+    /// A whole number that may be negative.
+    pub(super) fn signed(
+        &self,
+        name: &str,
+        range: RangeInclusive<i32>,
+    ) -> Result<Option<i32>, ApiError> {
+        let Some(raw) = self.raw(name) else {
+            return Ok(None);
+        };
+        let number = serde_json::from_str(raw).ok();
+        let (least, most) = (range.start(), range.end());
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.invalid(
+                name,
+                format!("must be a whole number from {least} to {most}"),
+            )),
+        }
+    }
+
     /// A list, its elements as raw text.
     pub(super) fn list(&self, name: &str) -> Result<Option<Vec<&'a RawValue>>, ApiError> {
         let Some(raw) = self.raw(name) else {

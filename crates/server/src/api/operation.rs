@@ -2,14 +2,14 @@
 
 use std::str::FromStr;
 
+use baton_domain::schedule::PRIORITY_MAX;
 use baton_domain::steering::MESSAGE_BYTES_MAX;
 use baton_domain::{Branch, Kind, OrchestrationId, Project, Repository, SessionId, Status};
 
 use super::json::{self, Object};
 use super::{ApiError, Code};
 use crate::orchestrator::{
-    DependencyMode, NewMessage, NewOrchestration, NewSession, OutputCursor, PRIORITY_DEFAULT,
-    Strategy,
+    DependencyMode, NewMessage, NewOrchestration, NewSession, OutputCursor, Strategy,
 };
 use crate::store::{PAGE_SESSIONS_MAX, SessionQuery};
 use axum::http::StatusCode;
@@ -27,8 +27,6 @@ pub const OUTPUT_LINES_MAX: usize = 10_000;
 const NUMBER_MAX: u64 = i64::MAX as u64;
 const CURSOR_BYTES_MAX: usize = 256;
 const PARALLEL_SESSIONS_MAX: u64 = 1_000;
-/// The highest priority; the lowest is 0.
-const PRIORITY_MAX: u64 = 100;
 /// The largest budget, in US dollars.
 const COST_USD_MAX: f64 = 1_000_000.0;
 const PHASES_MAX: usize = 100;
@@ -335,7 +333,10 @@ fn new_session_of(
         timeout_s,
         project_settings: flag("projectSettings")?.unwrap_or(false),
         orchestration_id: optional_id_field(session, "orchestrationId")?,
-        priority: priority(&places)?,
+        priority: first_of(&places, |options| {
+            options.signed("priority", -PRIORITY_MAX..=PRIORITY_MAX)
+        })?
+        .unwrap_or(0),
         max_cost_usd: first_of(&places, |options| {
             options.amount("maxCostUsd", COST_USD_MAX)
         })?,
@@ -370,15 +371,6 @@ fn first_of<T>(
         first = first.or(value);
     }
     Ok(first)
-}
-
-fn priority(places: &[Object<'_, 5>]) -> Result<i32, ApiError> {
-    let priority = first_of(places, |options| {
-        options.integer("priority", 0..=PRIORITY_MAX)
-    })?;
-    Ok(priority
-        .and_then(|priority| i32::try_from(priority).ok())
-        .unwrap_or(PRIORITY_DEFAULT))
 }
 
 fn new_orchestration_of(fields: &Object<'_, 14>) -> Result<NewOrchestration, ApiError> {

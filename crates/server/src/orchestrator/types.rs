@@ -106,9 +106,6 @@ pub struct NewSession {
     pub max_cost_usd: Option<f64>,
 }
 
-/// The priority of a session for which none was asked.
-pub const PRIORITY_DEFAULT: i32 = 50;
-
 /// Something to be said to a session's Claude.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NewMessage {

@@ -34,6 +34,8 @@ pub struct ActionDone {
     pub retry: bool,
     /// Whether what is known of the sandboxes turned out to be wrong.
     pub look_again: bool,
+    /// How many seconds a session took that completed.
+    pub took: Option<(Kind, u64)>,
     /// What is known of the sandbox now; gone where there is none.
     pub seen: Option<((SessionId, Attempt), Option<Sandbox>)>,
 }
@@ -185,13 +187,21 @@ impl Actions {
             Ok(()) => {
                 tracing::info!(session = %named(session), "concluded");
                 failpoint::reach("concluded");
-                ActionDone::default()
+                ActionDone {
+                    took: self.took(session.id),
+                    ..ActionDone::default()
+                }
             }
             Err(error) => {
                 tracing::warn!(session = %session.id, %error, "not concluded yet");
                 ActionDone::again()
             }
         }
+    }
+
+    fn took(&self, id: SessionId) -> Option<(Kind, u64)> {
+        let session = self.parts.store.cached_session(id)?;
+        Some((session.kind, session.state.seconds_to_completion()?))
     }
 
     async fn remove(&self, sandbox: &Sandbox, volumes: Volumes) -> ActionDone {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use baton_domain::session::Report;
 use baton_domain::steering::Steering;
-use baton_domain::{Attempt, OrchestrationId, Session, SessionState, Status, Version};
+use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionState, Status, Version};
 use futures::TryStreamExt;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -53,6 +53,9 @@ pub(super) enum Stretch {
     Truncated(Truncation),
     Lines(Range),
 }
+
+/// Of how many sessions it is read how long they took.
+const DURATIONS_MAX: usize = 200;
 
 const SESSION: &str = "SELECT s.ordinal, s.id, s.orchestration_id, s.version, s.attempt,
          b.body, t.state, t.report, t.steering
@@ -173,6 +176,28 @@ impl Reads {
             known.insert(key, (digest, response));
         }
         Ok(known)
+    }
+
+    /// How long the newest completed sessions took, oldest first.
+    pub(super) async fn durations(&self) -> Result<Vec<(Kind, u64)>, StoreError> {
+        let text = format!(
+            "{SESSION} WHERE s.state = 'completed' ORDER BY s.ordinal DESC LIMIT {DURATIONS_MAX}"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+            .fetch_all(&self.pool)
+            .await
+            .map_err(failed("read how long sessions took"))?;
+        let mut took = Vec::with_capacity(rows.len());
+        for row in rows.iter().rev() {
+            let (_, session) = session_of(row)?;
+            took.extend(
+                session
+                    .state
+                    .seconds_to_completion()
+                    .map(|s| (session.kind, s)),
+            );
+        }
+        Ok(took)
     }
 
     pub(super) async fn position(&self, ordinal: u64, attempt: Attempt) -> Result<u64, StoreError> {
