@@ -52,6 +52,8 @@ pub use component::Component;
 pub use mode::DependencyMode;
 pub use proposal::{PlanError, PlanLimits, plan_prompt, plan_schema};
 
+use serde::Serialize;
+
 use crate::project::Kind;
 use demand::Demand;
 
@@ -81,7 +83,7 @@ pub struct Request<'a> {
 }
 
 /// Sessions to be made together, each after those it waits for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProposedGraph {
     /// What waits for what, as asked or as chosen.
     pub mode: DependencyMode,
@@ -92,7 +94,7 @@ pub struct ProposedGraph {
 }
 
 /// One session of a graph.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ProposedSession {
     /// What it is for; never a coordination.
     pub kind: Kind,

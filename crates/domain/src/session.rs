@@ -36,6 +36,8 @@ pub struct Session {
     pub project_settings: bool,
     /// When it was accepted.
     pub created_at: Timestamp,
+    /// A few words for lists, where somebody found some.
+    pub title: Option<String>,
     /// Ready sessions of a higher priority start before those of a lower one; 0 when not asked
     /// for otherwise.
     pub priority: i32,
@@ -243,6 +245,7 @@ impl Session {
             timeout_s: None,
             project_settings: false,
             created_at,
+            title: None,
             priority: 0,
             parallel_max: None,
             command: None,

@@ -3,6 +3,7 @@
 //! An operation reads, asks the domain what follows, and records that. It starts nothing itself:
 //! the reconciler does, woken after each change.
 
+mod orchestrate;
 mod output;
 mod status_detail;
 mod steer;
@@ -14,19 +15,19 @@ use std::sync::Arc;
 use baton_domain::dependencies::check_new;
 use baton_domain::session::Standing;
 use baton_domain::steering::Steering;
-use baton_domain::{Kind, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status};
+use baton_domain::{OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status};
 use tokio::sync::watch;
 
 pub use output::{OUTPUT_BYTES_MAX, SCANNED_BYTES_MAX};
 pub use types::{
     Accepted, Admission, DependencyMode, Ids, NewMessage, NewOrchestration, NewSession, Once,
     Orchestrated, OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor,
-    RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
+    Planner, RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
 };
 
 use crate::failpoint;
 use crate::store::{
-    Idempotency, NewSessions, Orchestration, PAGE_SESSIONS_MAX, SessionPage, SessionQuery,
+    Idempotency, NewSessions, PAGE_SESSIONS_MAX, SessionPage, SessionQuery, StoreError,
     StoredEvent, Written,
 };
 use crate::transition::decide;
@@ -57,63 +58,19 @@ impl Orchestrator {
         once: Option<Once<'_, SessionDetails>>,
     ) -> Result<Accepted<SessionDetails>, OrchestratorError> {
         let id = new.id.unwrap_or_else(|| self.parts.ids.session());
-        let session = self.new_session(id, new)?;
+        let sessions = self.new_sessions(vec![(id, new)])?;
         self.parts.admission.check()?;
+        let [session] = &sessions[..] else {
+            return Err(StoreError::SessionNotFound(id).into());
+        };
         let details = self.details(Arc::new(session.clone()));
         let new = NewSessions {
             orchestration: None,
-            sessions: vec![session],
+            sessions,
             idempotency: once.as_ref().map(|once| idempotency(once, &details)),
         };
         Ok(match self.store_new(new).await? {
             None => Accepted::Now(details),
-            Some(response) => Accepted::Before(response),
-        })
-    }
-
-    /// Makes an orchestration: for now of exactly one session, of the kind asked for, or one that
-    /// coordinates.
-    ///
-    /// # Errors
-    /// As [`Orchestrator::create_session`].
-    pub async fn orchestrate(
-        &self,
-        new: NewOrchestration,
-        once: Option<Once<'_, Orchestrated>>,
-    ) -> Result<Accepted<Orchestrated>, OrchestratorError> {
-        self.parts.admission.check()?;
-        let orchestration = Orchestration {
-            id: self.parts.ids.orchestration(),
-            repository: new.project.repository.clone(),
-            requirements: Arc::clone(&new.project.requirements),
-            created_at: self.parts.clock.now(),
-        };
-        let summary = orchestration_summary(&new);
-        let session = NewSession {
-            id: None,
-            kind: new.kind.unwrap_or(Kind::Coordination),
-            project: new.project,
-            dependencies: Vec::new(),
-            auto_start: new.auto_start,
-            timeout_s: new.strategy.and_then(|strategy| strategy.timeout_s),
-            project_settings: false,
-            orchestration_id: Some(orchestration.id),
-            priority: 0,
-            max_cost_usd: None,
-        };
-        let session = self.new_session(self.parts.ids.session(), session)?;
-        let made = Orchestrated {
-            id: orchestration.id,
-            sessions: vec![self.details(Arc::new(session.clone()))],
-            summary,
-        };
-        let new = NewSessions {
-            orchestration: Some(orchestration),
-            sessions: vec![session],
-            idempotency: once.as_ref().map(|once| idempotency(once, &made)),
-        };
-        Ok(match self.store_new(new).await? {
-            None => Accepted::Now(made),
             Some(response) => Accepted::Before(response),
         })
     }
@@ -278,36 +235,49 @@ impl Orchestrator {
         parts
     }
 
-    /// A session that can be stored, in the state it begins in.
-    fn new_session(&self, id: SessionId, new: NewSession) -> Result<Session, OrchestratorError> {
-        let mut seen = HashSet::new();
-        let distinct = new.dependencies.into_iter();
-        let graph = [(id, distinct.filter(|of| seen.insert(*of)).collect())];
+    /// Sessions that can be stored together, in the states they begin in.
+    fn new_sessions(
+        &self,
+        new: Vec<(SessionId, NewSession)>,
+    ) -> Result<Vec<Session>, OrchestratorError> {
+        let graph: Vec<(SessionId, Vec<SessionId>)> = new
+            .iter()
+            .map(|(id, new)| {
+                let mut seen = HashSet::new();
+                let distinct = new.dependencies.iter().copied();
+                (*id, distinct.filter(|of| seen.insert(*of)).collect())
+            })
+            .collect();
         check_new(&graph, |of| self.parts.store.standing(of).is_some())?;
-        let [(_, dependencies)] = graph;
-        let state = match self.lost_dependency(&dependencies) {
-            Some(dependency) => SessionState::Blocked {
-                dependency,
-                asked: new.auto_start,
-            },
-            None if new.auto_start => SessionState::Queued,
-            None => SessionState::Created,
-        };
-        let conversation = self.parts.ids.claude_session();
         let now = self.parts.clock.now();
-        Ok(Session {
-            state,
-            orchestration_id: new.orchestration_id,
-            dependencies,
-            timeout_s: new.timeout_s,
-            project_settings: new.project_settings,
-            priority: new.priority,
-            steering: Steering {
-                max_cost_usd: new.max_cost_usd,
-                ..Steering::default()
-            },
-            ..Session::new(id, new.kind, new.project, conversation, now)
-        })
+        let sessions = new.into_iter().zip(graph);
+        let sessions = sessions.map(|((id, new), (_, dependencies))| {
+            let state = match self.lost_dependency(&dependencies) {
+                Some(dependency) => SessionState::Blocked {
+                    dependency,
+                    asked: new.auto_start,
+                },
+                None if new.auto_start => SessionState::Queued,
+                None => SessionState::Created,
+            };
+            let conversation = self.parts.ids.claude_session();
+            Session {
+                state,
+                orchestration_id: new.orchestration_id,
+                dependencies,
+                timeout_s: new.timeout_s,
+                project_settings: new.project_settings,
+                title: new.title,
+                priority: new.priority,
+                parallel_max: new.parallel_max,
+                steering: Steering {
+                    max_cost_usd: new.max_cost_usd,
+                    ..Steering::default()
+                },
+                ..Session::new(id, new.kind, new.project, conversation, now)
+            }
+        });
+        Ok(sessions.collect())
     }
 
     /// What was answered before to the same request, if it was.
@@ -397,29 +367,4 @@ fn idempotency<T>(once: &Once<'_, T>, made: &T) -> Idempotency {
         digest: once.digest,
         response: (once.render)(made),
     }
-}
-
-/// Says what was made, and which wishes had no effect.
-fn orchestration_summary(new: &NewOrchestration) -> String {
-    let repository = &new.project.repository;
-    let mut summary = match new.auto_start {
-        true => format!("Started 1 Claude session for {repository}"),
-        false => format!("Created 1 Claude session for {repository}, not started yet"),
-    };
-    let divides = new.strategy.as_ref().is_some_and(|strategy| {
-        strategy.dependency_mode.is_some()
-            || strategy.parallel_sessions.is_some()
-            || !strategy.phases.is_empty()
-    });
-    if new.kind.is_none() || divides {
-        summary.push_str(
-            ". This version does not divide requirements into several sessions yet: one session \
-             has all of them",
-        );
-    }
-    if divides {
-        summary
-            .push_str(", and strategy.dependencyMode, parallelSessions and phases have no effect");
-    }
-    summary
 }

@@ -1,11 +1,12 @@
 //! The parts that software is divided into.
 
+use serde::Serialize;
 use std::fmt;
 
 /// A part of a system that one session can build.
 ///
 /// The order is the one they are built in: whoever builds on another stands behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub enum Component {
     /// Models, schemas, migrations.
     Database,

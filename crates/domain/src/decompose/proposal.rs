@@ -4,7 +4,8 @@
 //! is still only a text of somebody who read a repository that anybody may have written:
 //! [`ProposedGraph::from_plan_json`] lets through what the first planner could have proposed too.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 
 use serde_json::{Map, Value, json};
 
@@ -148,7 +149,7 @@ impl ProposedGraph {
         }
         let edges = edges(&planned)?;
         let summary = match fields.get("summary") {
-            None | Some(Value::Null) => format!("Claude planned {} sessions.", planned.len()),
+            None | Some(Value::Null) => String::new(),
             Some(summary) => text(summary, "summary", SUMMARY_BYTES_MAX)?
                 .trim()
                 .to_owned(),
@@ -184,7 +185,11 @@ fn planned<'a>(
             "must be of letters, digits, -, _ and .",
         ));
     }
-    let kind = read("type", KEY_BYTES_MAX)?;
+    let is_there = |name: &str| !matches!(fields.get(name), None | Some(Value::Null));
+    let kind = match is_there("type") {
+        true => read("type", KEY_BYTES_MAX)?,
+        false => Kind::Implementation.name(),
+    };
     let kind = KINDS.into_iter().find(|known| known.name() == kind);
     let kind = kind.ok_or_else(|| {
         PlanError::field(
@@ -192,8 +197,11 @@ fn planned<'a>(
             "must be analysis, implementation, testing or review",
         )
     })?;
-    let title = read("title", TITLE_BYTES_MAX)?;
-    let title = Some(one_line(title, TITLE_LETTERS_MAX)).filter(|title| !title.is_empty());
+    let title = match is_there("title") {
+        true => one_line(read("title", TITLE_BYTES_MAX)?, TITLE_LETTERS_MAX),
+        false => String::new(),
+    };
+    let title = Some(title).filter(|title| !title.is_empty());
     let requirements = read("requirements", limits.requirements_bytes_max)?;
     let dependencies = match fields.get("dependencies") {
         None | Some(Value::Null) => &[],
@@ -287,13 +295,25 @@ fn edges(planned: &[Planned<'_>]) -> Result<Vec<Vec<usize>>, PlanError> {
 }
 
 /// Each session after those it waits for: again and again the first one whose turn has come.
-/// Quadratic in at most [`PlanLimits::sessions_max`].
 fn in_order(planned: Vec<Planned<'_>>, edges: &[Vec<usize>]) -> Vec<ProposedSession> {
     let mut new_places: Vec<Option<usize>> = vec![None; planned.len()];
     let mut sessions = Vec::with_capacity(planned.len());
-    while let Some(next) = (0..planned.len()).find(|at| {
-        new_places[*at].is_none() && edges[*at].iter().all(|of| new_places[*of].is_some())
-    }) {
+    let mut dependents = vec![Vec::new(); planned.len()];
+    let mut open: Vec<usize> = edges.iter().map(Vec::len).collect();
+    for (at, dependencies) in edges.iter().enumerate() {
+        for dependency in dependencies {
+            dependents[*dependency].push(at);
+        }
+    }
+    let ready = (0..planned.len()).filter(|at| open[*at] == 0);
+    let mut ready: BinaryHeap<Reverse<usize>> = ready.map(Reverse).collect();
+    while let Some(Reverse(next)) = ready.pop() {
+        for dependent in &dependents[next] {
+            open[*dependent] -= 1;
+            if open[*dependent] == 0 {
+                ready.push(Reverse(*dependent));
+            }
+        }
         new_places[next] = Some(sessions.len());
         let session = &planned[next];
         let mut dependencies: Vec<usize> = edges[next]

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use baton_domain::decompose::{PlanError, PlanLimits, ProposedGraph};
 use baton_domain::schedule::PRIORITY_MAX;
 use baton_domain::steering::MESSAGE_BYTES_MAX;
 use baton_domain::{Branch, Kind, OrchestrationId, Project, Repository, SessionId, Status};
@@ -9,7 +10,7 @@ use baton_domain::{Branch, Kind, OrchestrationId, Project, Repository, SessionId
 use super::json::{self, Object};
 use super::{ApiError, Code};
 use crate::orchestrator::{
-    DependencyMode, NewMessage, NewOrchestration, NewSession, OutputCursor, Strategy,
+    DependencyMode, NewMessage, NewOrchestration, NewSession, OutputCursor, Planner, Strategy,
 };
 use crate::store::{PAGE_SESSIONS_MAX, SessionQuery};
 use axum::http::StatusCode;
@@ -30,16 +31,19 @@ const PARALLEL_SESSIONS_MAX: u64 = 1_000;
 /// The largest budget, in US dollars.
 const COST_USD_MAX: f64 = 1_000_000.0;
 const PHASES_MAX: usize = 100;
+/// The most sessions of a plan that a client made.
+const PLAN_SESSIONS_MAX: usize = 10_000;
 const PHASE_BYTES_MAX: usize = 200;
 const TYPE_SHOWN_CHARS_MAX: usize = 64;
 
 /// All types of [`Operation`], as the wire names them.
 const TYPES: &str = "session.create, session.start, session.get, session.output, session.list, \
                      session.cancel, session.retry, session.message, orchestrate, \
-                     orchestration.get, orchestration.cancel";
+                     orchestration.get, orchestration.start, \
+                     orchestration.cancel";
 
 /// The field that may hold everything else, and all fields an operation may have.
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "data",
     "type",
     "sessionId",
@@ -54,6 +58,7 @@ const FIELDS: [&str; 14] = [
     "strategy",
     "autoStart",
     "text",
+    "plan",
 ];
 const SESSION_FIELDS: [&str; 7] = [
     "id",
@@ -72,7 +77,13 @@ const OPTION_FIELDS: [&str; 5] = [
     "maxCostUsd",
 ];
 const PROJECT_FIELDS: [&str; 4] = ["repository", "branch", "requirements", "context"];
-const STRATEGY_FIELDS: [&str; 4] = ["dependencyMode", "parallelSessions", "phases", "timeout"];
+const STRATEGY_FIELDS: [&str; 5] = [
+    "dependencyMode",
+    "parallelSessions",
+    "phases",
+    "timeout",
+    "planner",
+];
 
 /// Something a client asks for.
 #[derive(Debug, Clone)]
@@ -104,6 +115,8 @@ pub enum Operation {
     Orchestrate(Box<NewOrchestration>),
     /// `orchestration.get`
     OrchestrationGet(OrchestrationId),
+    /// `orchestration.start`
+    OrchestrationStart(OrchestrationId),
     /// `orchestration.cancel`
     OrchestrationCancel(OrchestrationId),
 }
@@ -151,7 +164,7 @@ pub fn operation(body: &[u8]) -> Result<Operation, ApiError> {
     }
 }
 
-fn unwrapped(fields: &Object<'_, 14>) -> Result<Operation, ApiError> {
+fn unwrapped(fields: &Object<'_, 15>) -> Result<Operation, ApiError> {
     let Some(raw) = fields.raw("type") else {
         return Err(ApiError::request(format!(
             "`type` is missing; it is one of {TYPES}"
@@ -189,6 +202,9 @@ fn unwrapped(fields: &Object<'_, 14>) -> Result<Operation, ApiError> {
         }),
         "orchestrate" => Operation::Orchestrate(Box::new(new_orchestration_of(fields)?)),
         "orchestration.get" => Operation::OrchestrationGet(id_field(fields, "orchestrationId")?),
+        "orchestration.start" => {
+            Operation::OrchestrationStart(id_field(fields, "orchestrationId")?)
+        }
         "orchestration.cancel" => {
             Operation::OrchestrationCancel(id_field(fields, "orchestrationId")?)
         }
@@ -333,10 +349,9 @@ fn new_session_of(
         timeout_s,
         project_settings: flag("projectSettings")?.unwrap_or(false),
         orchestration_id: optional_id_field(session, "orchestrationId")?,
-        priority: first_of(&places, |options| {
-            options.signed("priority", -PRIORITY_MAX..=PRIORITY_MAX)
-        })?
-        .unwrap_or(0),
+        title: None,
+        parallel_max: None,
+        priority: priority_option(&places)?,
         max_cost_usd: first_of(&places, |options| {
             options.amount("maxCostUsd", COST_USD_MAX)
         })?,
@@ -344,7 +359,7 @@ fn new_session_of(
 }
 
 fn new_message_of(
-    fields: &Object<'_, 14>,
+    fields: &Object<'_, 15>,
     options: Option<Object<'_, 5>>,
 ) -> Result<NewMessage, ApiError> {
     let text = fields.text("text")?;
@@ -373,10 +388,23 @@ fn first_of<T>(
     Ok(first)
 }
 
-fn new_orchestration_of(fields: &Object<'_, 14>) -> Result<NewOrchestration, ApiError> {
+fn new_orchestration_of(fields: &Object<'_, 15>) -> Result<NewOrchestration, ApiError> {
+    let project = project_field(fields)?;
+    let plan = fields.raw("plan").map(|plan| plan_of(plan, &project));
+    let options: Vec<Object<'_, 5>> = fields
+        .object("options", OPTION_FIELDS)?
+        .into_iter()
+        .collect();
     Ok(NewOrchestration {
         kind: kind_field(fields, "sessionType")?,
-        project: project_field(fields)?,
+        plan: plan.transpose()?,
+        priority: priority_option(&options)?,
+        project_settings: first_of(&options, |options| options.boolean("projectSettings"))?
+            .unwrap_or(false),
+        max_cost_usd: first_of(&options, |options| {
+            options.amount("maxCostUsd", COST_USD_MAX)
+        })?,
+        project,
         strategy: fields
             .object("strategy", STRATEGY_FIELDS)?
             .map(|strategy| strategy_of(&strategy))
@@ -385,7 +413,39 @@ fn new_orchestration_of(fields: &Object<'_, 14>) -> Result<NewOrchestration, Api
     })
 }
 
-fn strategy_of(strategy: &Object<'_, 4>) -> Result<Strategy, ApiError> {
+/// A client's own division of the work.
+fn plan_of(plan: &str, project: &Project) -> Result<ProposedGraph, ApiError> {
+    let limits = PlanLimits {
+        sessions_max: PLAN_SESSIONS_MAX,
+        ..PlanLimits::of(&project.repository)
+    };
+    ProposedGraph::from_plan_text(plan, &limits).map_err(|error| match error {
+        PlanError::Field { path, rule } => {
+            let path = match path.as_str() {
+                "plan" => path,
+                _ => format!("plan.{path}"),
+            };
+            ApiError::field(&path, rule)
+        }
+        PlanError::Cycle { path } => ApiError {
+            code: Code::DependencyCycle,
+            ..ApiError::field(
+                "plan.sessions",
+                format!("depend on each other in a circle: {}", path.join(" -> ")),
+            )
+        },
+        error @ PlanError::NotJson(_) => ApiError::field("plan", error),
+    })
+}
+
+fn priority_option(places: &[Object<'_, 5>]) -> Result<i32, ApiError> {
+    let priority = first_of(places, |options| {
+        options.signed("priority", -PRIORITY_MAX..=PRIORITY_MAX)
+    });
+    Ok(priority?.unwrap_or(0))
+}
+
+fn strategy_of(strategy: &Object<'_, 5>) -> Result<Strategy, ApiError> {
     let mode = strategy.text("dependencyMode")?;
     let known = |word: &str| {
         DependencyMode::ALL
@@ -412,8 +472,14 @@ fn strategy_of(strategy: &Object<'_, 4>) -> Result<Strategy, ApiError> {
             Err(strategy.invalid("phases", rule))
         }
     };
+    let planner = match strategy.text("planner")?.as_deref() {
+        None | Some("words") => Planner::Words,
+        Some("claude") => Planner::Claude,
+        Some(_) => return Err(strategy.invalid("planner", "must be words or claude")),
+    };
     Ok(Strategy {
         dependency_mode,
+        planner,
         parallel_sessions: strategy.integer("parallelSessions", 1..=PARALLEL_SESSIONS_MAX)?,
         phases: phases.iter().map(phase).collect::<Result<_, _>>()?,
         // Milliseconds here, as the original's clients send them; a part of a second counts whole.
@@ -512,7 +578,7 @@ fn parsed<T: FromStr>(text: &str, path: &str) -> Result<T, ApiError> {
 }
 
 /// One status, or a list of them.
-fn status_field(fields: &Object<'_, 14>) -> Result<Vec<Status>, ApiError> {
+fn status_field(fields: &Object<'_, 15>) -> Result<Vec<Status>, ApiError> {
     let Some(raw) = fields.raw("status") else {
         return Ok(Vec::new());
     };
@@ -549,7 +615,7 @@ fn statuses_of<'a>(
         .collect())
 }
 
-fn limit_field(fields: &Object<'_, 14>, max: usize) -> Result<Option<usize>, ApiError> {
+fn limit_field(fields: &Object<'_, 15>, max: usize) -> Result<Option<usize>, ApiError> {
     let limit = fields.integer("limit", 1..=max as u64)?;
     Ok(limit.and_then(|limit| usize::try_from(limit).ok()))
 }
@@ -563,7 +629,7 @@ fn limit_param(limit: Option<&str>, max: usize) -> Result<Option<usize>, ApiErro
         .and_then(|limit| usize::try_from(limit).ok()))
 }
 
-fn cursor_field(fields: &Object<'_, 14>) -> Result<Option<String>, ApiError> {
+fn cursor_field(fields: &Object<'_, 15>) -> Result<Option<String>, ApiError> {
     let cursor = fields.text("cursor")?;
     cursor
         .map(|cursor| short_cursor(cursor.into_owned()))
@@ -582,7 +648,7 @@ fn short_cursor(cursor: String) -> Result<String, ApiError> {
 
 /// The number of an event, alone or in a string, where needed with a number of lines: `17`,
 /// `"17"`, `"17.2"`.
-fn output_cursor_field(fields: &Object<'_, 14>) -> Result<Option<OutputCursor>, ApiError> {
+fn output_cursor_field(fields: &Object<'_, 15>) -> Result<Option<OutputCursor>, ApiError> {
     match fields.raw("cursor") {
         None => Ok(None),
         Some(raw) if raw.starts_with('"') => {

@@ -42,6 +42,9 @@ pub struct SessionView<'a> {
     #[serde(rename = "type")]
     #[schema(value_type = String)]
     pub kind: Kind,
+    /// A few words on what it does; where a plan gave some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<&'a str>,
     /// initializing, pending, queued, running, completed, failed, cancelled or blocked.
     #[schema(value_type = String)]
     pub status: Status,
@@ -131,6 +134,7 @@ impl<'a> SessionView<'a> {
         Self {
             id: session.id,
             kind: session.kind,
+            title: session.title.as_deref(),
             status: details.status,
             container_id: sandbox_id(session.kind, session.id, session.attempt).0,
             project: &session.project,

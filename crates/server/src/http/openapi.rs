@@ -57,6 +57,7 @@ fn described() -> OpenApiRouter<HttpState> {
         .routes(routes!(events::events))
         .routes(routes!(resources::orchestrate))
         .routes(routes!(resources::get_orchestration))
+        .routes(routes!(resources::start_orchestration))
         .routes(routes!(resources::cancel_orchestration))
         .routes(routes!(health::health))
         .routes(routes!(health::webhook_health))
@@ -163,6 +164,8 @@ pub(super) struct StrategyBody {
     phases: Option<Vec<String>>,
     /// Milliseconds each session may run.
     timeout: Option<u64>,
+    /// Who divides the requirements: words (when absent) or claude.
+    planner: Option<String>,
 }
 
 /// An orchestration to be made.
@@ -175,8 +178,39 @@ pub(super) struct NewOrchestrationBody {
     /// What its one session is for.
     session_type: Option<String>,
     strategy: Option<StrategyBody>,
+    plan: Option<PlanBody>,
+    options: Option<OptionsBody>,
     /// Whether its sessions start at once. True when absent.
     auto_start: Option<bool>,
+}
+
+/// A client's own division of the work.
+#[derive(ToSchema)]
+#[schema(as = Plan)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub(super) struct PlanBody {
+    /// What it comes to, in a sentence or two.
+    summary: Option<String>,
+    /// 1 to 10,000.
+    sessions: Vec<PlannedSessionBody>,
+}
+
+/// One session of a plan.
+#[derive(ToSchema)]
+#[schema(as = PlannedSession)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub(super) struct PlannedSessionBody {
+    /// Names it within the plan.
+    key: String,
+    /// analysis, implementation, testing or review.
+    #[schema(rename = "type")]
+    kind: Option<String>,
+    /// A few words for lists.
+    title: Option<String>,
+    /// What is to be done.
+    requirements: String,
+    /// Keys of sessions that must complete first.
+    dependencies: Option<Vec<String>>,
 }
 
 /// An operation by `type`, as the object itself or as `data` of one.
@@ -189,7 +223,8 @@ pub(super) struct WebhookBody {
     #[schema(value_type = Option<Object>)]
     data: Option<()>,
     /// session.create, session.start, session.get, session.output, session.list, session.cancel,
-    /// session.retry, session.message, orchestrate, orchestration.get or orchestration.cancel.
+    /// session.retry, session.message, orchestrate, orchestration.get, orchestration.start or
+    /// orchestration.cancel.
     #[schema(rename = "type")]
     kind: Option<String>,
     session: Option<NewSessionBody>,
@@ -204,6 +239,7 @@ pub(super) struct WebhookBody {
     project: Option<ProjectBody>,
     session_type: Option<String>,
     strategy: Option<StrategyBody>,
+    plan: Option<PlanBody>,
     auto_start: Option<bool>,
 }
 

@@ -309,6 +309,27 @@ pub(super) async fn get_orchestration(
     Ok(RawJson::ok(api::orchestration(&details)))
 }
 
+/// Asks for all sessions of an orchestration to run that were only created.
+#[utoipa::path(
+    post,
+    path = "/api/v1/orchestrations/{id}/start",
+    tag = "orchestrations",
+    params(("id" = uuid::Uuid, Path)),
+    responses(
+        (status = 200, description = "They start, or wait", body = OrchestrationAnswer),
+        (status = "4XX", description = "Not there", body = ErrorAnswer),
+        (status = 503, description = "Not possible for now", body = ErrorAnswer),
+    ),
+)]
+pub(super) async fn start_orchestration(
+    State(state): State<HttpState>,
+    PathId(id): PathId,
+) -> Result<RawJson, ApiError> {
+    let id = api::orchestration_id(&id)?;
+    let details = state.orchestrator.start_orchestration(id).await?;
+    Ok(RawJson::ok(api::orchestration(&details)))
+}
+
 /// Asks for all sessions of an orchestration to stop that are not over.
 #[utoipa::path(
     post,

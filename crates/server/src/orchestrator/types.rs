@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 pub use baton_domain::decompose::DependencyMode;
+use baton_domain::decompose::ProposedGraph;
 use baton_domain::dependencies::DependencyError;
 use baton_domain::{ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status};
 use serde::Serialize;
@@ -101,8 +102,12 @@ pub struct NewSession {
     pub project_settings: bool,
     /// The orchestration it is added to.
     pub orchestration_id: Option<OrchestrationId>,
+    /// A few words for lists.
+    pub title: Option<String>,
     /// See [`Session::priority`].
     pub priority: i32,
+    /// See [`Session::parallel_max`].
+    pub parallel_max: Option<u32>,
     /// US dollars it may cost before it pauses and asks; no limit when absent.
     pub max_cost_usd: Option<f64>,
 }
@@ -116,17 +121,57 @@ pub struct NewMessage {
     pub max_cost_usd: Option<f64>,
 }
 
+impl NewSession {
+    /// A session to be started by itself, with nothing asked for but this.
+    #[must_use]
+    pub fn new(kind: Kind, project: Project) -> Self {
+        Self {
+            id: None,
+            kind,
+            project,
+            dependencies: Vec::new(),
+            auto_start: true,
+            timeout_s: None,
+            project_settings: false,
+            orchestration_id: None,
+            title: None,
+            priority: 0,
+            parallel_max: None,
+            max_cost_usd: None,
+        }
+    }
+}
+
 /// An orchestration to be made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct NewOrchestration {
-    /// What its one session is for; absent asks for a decomposition.
+    /// What its one session is for, where it is to have just one.
     pub kind: Option<Kind>,
     /// What it works on.
     pub project: Project,
     /// How it should be divided.
     pub strategy: Option<Strategy>,
+    /// The sessions, where the client divided the work itself.
+    pub plan: Option<ProposedGraph>,
     /// Whether its sessions start at once.
     pub auto_start: bool,
+    /// See [`Session::priority`].
+    pub priority: i32,
+    /// Whether the project's own Claude settings are let in.
+    pub project_settings: bool,
+    /// US dollars that each session may cost before it pauses and asks; no limit when absent.
+    pub max_cost_usd: Option<f64>,
+}
+
+/// Who divides requirements into sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Planner {
+    /// The words in the requirements; see [`baton_domain::decompose`].
+    #[default]
+    Words,
+    /// A session of Claude's, which reads the repository first.
+    Claude,
 }
 
 /// How requirements should be divided into sessions.
@@ -138,6 +183,8 @@ pub struct Strategy {
     pub parallel_sessions: Option<u64>,
     /// Names of phases.
     pub phases: Vec<String>,
+    /// Who divides.
+    pub planner: Planner,
     /// Seconds each session may run.
     pub timeout_s: Option<u64>,
 }

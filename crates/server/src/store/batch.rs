@@ -291,6 +291,7 @@ impl Batch {
                 timeout_s: session.timeout_s,
                 project_settings: session.project_settings,
                 created_at: session.created_at,
+                title: session.title.clone(),
                 priority: session.priority,
                 parallel_max: session.parallel_max,
                 command: session.command.clone(),

@@ -119,6 +119,8 @@ pub(super) struct Brief {
     pub(super) timeout_s: Option<u64>,
     #[serde(default)]
     pub(super) project_settings: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) title: Option<String>,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) priority: i32,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -385,6 +385,7 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         timeout_s: brief.timeout_s,
         project_settings: brief.project_settings,
         created_at: brief.created_at,
+        title: brief.title,
         priority: brief.priority,
         parallel_max: brief.parallel_max,
         command: brief.command,

@@ -1,0 +1,180 @@
+//! One request to a graph of sessions.
+
+use std::sync::Arc;
+
+use baton_domain::decompose::{ProposedGraph, Request, decompose};
+use baton_domain::{
+    Kind, OrchestrationId, Project, Session, SessionEvent, SessionId, SessionState,
+};
+
+use super::{
+    Accepted, NewOrchestration, NewSession, Once, Orchestrated, OrchestrationDetails, Orchestrator,
+    OrchestratorError, Strategy, idempotency,
+};
+use crate::store::{NewSessions, Orchestration, StoreError, Transition};
+
+/// How often a start of many sessions is decided anew when another writer was faster.
+const DECISIONS_MAX: usize = 16;
+
+impl Orchestrator {
+    /// Makes an orchestration. Its sessions are those of the plan that came with it; or exactly
+    /// one, where a kind is named and no strategy; or what the requirements are divided into.
+    ///
+    /// # Errors
+    /// As [`Orchestrator::create_session`].
+    pub async fn orchestrate(
+        &self,
+        new: NewOrchestration,
+        once: Option<Once<'_, Orchestrated>>,
+    ) -> Result<Accepted<Orchestrated>, OrchestratorError> {
+        self.parts.admission.check()?;
+        let orchestration = Orchestration {
+            id: self.parts.ids.orchestration(),
+            repository: new.project.repository.clone(),
+            requirements: Arc::clone(&new.project.requirements),
+            created_at: self.parts.clock.now(),
+        };
+        let (sessions, how) = self.divided(&new, orchestration.id);
+        let sessions = self.new_sessions(sessions)?;
+        let details = |session: &Session| self.details(Arc::new(session.clone()));
+        let made = Orchestrated {
+            id: orchestration.id,
+            sessions: sessions.iter().map(details).collect(),
+            summary: summary(&new, sessions.len(), &how),
+        };
+        let new = NewSessions {
+            orchestration: Some(orchestration),
+            sessions,
+            idempotency: once.as_ref().map(|once| idempotency(once, &made)),
+        };
+        Ok(match self.store_new(new).await? {
+            None => Accepted::Now(made),
+            Some(response) => Accepted::Before(response),
+        })
+    }
+
+    /// Asks for all sessions of an orchestration to run that were only created.
+    ///
+    /// # Errors
+    /// Not found, [`OrchestratorError::Refused`]. One whose sessions were all started before is
+    /// answered as it stands.
+    pub async fn start_orchestration(
+        &self,
+        id: OrchestrationId,
+    ) -> Result<OrchestrationDetails, OrchestratorError> {
+        self.parts.admission.check()?;
+        let store = &self.parts.store;
+        let mut tries = 0;
+        loop {
+            // Read first, to tell one that is not there.
+            store.orchestration(id).await?;
+            let at = self.parts.clock.now();
+            let created = store.active().into_iter().filter(|session| {
+                session.orchestration_id == Some(id) && session.state == SessionState::Created
+            });
+            let changes: Vec<Transition> = created
+                .filter_map(|session| {
+                    let event = SessionEvent::StartRequested;
+                    let next = session.after(&event, at).ok()?;
+                    Some(Transition {
+                        event,
+                        next,
+                        at,
+                        told: None,
+                    })
+                })
+                .collect();
+            if changes.is_empty() {
+                return self.orchestration(id).await;
+            }
+            tries += 1;
+            match store.record(changes, None).await {
+                Ok(_) => self.parts.wake.notify_one(),
+                Err(StoreError::Conflict { .. }) if tries < DECISIONS_MAX => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// The sessions of a new orchestration, and how they came about in a sentence or two.
+    fn divided(
+        &self,
+        new: &NewOrchestration,
+        id: OrchestrationId,
+    ) -> (Vec<(SessionId, NewSession)>, String) {
+        let strategy = new.strategy.clone().unwrap_or_default();
+        let base = NewSession {
+            auto_start: new.auto_start,
+            orchestration_id: Some(id),
+            priority: new.priority,
+            project_settings: new.project_settings,
+            max_cost_usd: new.max_cost_usd,
+            timeout_s: strategy.timeout_s,
+            parallel_max: strategy
+                .parallel_sessions
+                .and_then(|most| u32::try_from(most).ok()),
+            ..NewSession::new(Kind::Coordination, new.project.clone())
+        };
+        match (&new.plan, new.kind, &new.strategy) {
+            (Some(plan), ..) => (self.of_graph(plan, &base), plan.summary.clone()),
+            (None, Some(kind), None) => {
+                let only = NewSession { kind, ..base };
+                (vec![(self.parts.ids.session(), only)], String::new())
+            }
+            _ => {
+                let graph = decompose(&request(&new.project, &strategy));
+                (self.of_graph(&graph, &base), graph.summary)
+            }
+        }
+    }
+
+    fn of_graph(&self, graph: &ProposedGraph, base: &NewSession) -> Vec<(SessionId, NewSession)> {
+        let ids: Vec<SessionId> = graph
+            .sessions
+            .iter()
+            .map(|_| self.parts.ids.session())
+            .collect();
+        let sessions = graph.sessions.iter().zip(&ids);
+        let sessions = sessions.map(|(proposed, id)| {
+            let session = NewSession {
+                kind: proposed.kind,
+                project: Project {
+                    requirements: proposed.requirements.as_str().into(),
+                    ..base.project.clone()
+                },
+                dependencies: proposed.dependencies.iter().map(|&at| ids[at]).collect(),
+                title: Some(proposed.title.clone()),
+                ..base.clone()
+            };
+            (*id, session)
+        });
+        sessions.collect()
+    }
+}
+
+fn request<'a>(project: &'a Project, strategy: &'a Strategy) -> Request<'a> {
+    Request {
+        requirements: &project.requirements,
+        context: project.context.as_deref(),
+        mode: strategy.dependency_mode,
+        phases: &strategy.phases,
+        parallel_sessions: strategy.parallel_sessions,
+    }
+}
+
+/// Says what was made.
+fn summary(new: &NewOrchestration, count: usize, how: &str) -> String {
+    let repository = &new.project.repository;
+    let plural = if count == 1 { "" } else { "s" };
+    let mut text = match new.auto_start {
+        true => format!("Started {count} Claude session{plural} for {repository}"),
+        false => {
+            format!("Created {count} Claude session{plural} for {repository}, not started yet")
+        }
+    };
+    if !how.is_empty() {
+        text.push_str(". ");
+        text.push_str(how);
+    }
+    text
+}
