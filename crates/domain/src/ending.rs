@@ -99,12 +99,17 @@ pub struct Ending {
     pub pushed: Option<String>,
     /// Why the work could not be saved, where it couldn't.
     pub salvage_failure: Option<String>,
+    /// Paths that git still took for conflicting when Claude ended, at most [`UNMERGED_MAX`]. What
+    /// was pushed has them as they stood.
+    pub unmerged: Vec<String>,
 }
 
 /// The most bytes of Claude's closing text.
 pub const RESULT_TEXT_BYTES_MAX: usize = 256 * 1024;
 /// The most bytes of any other text in an ending.
 pub const ENDING_TEXT_BYTES_MAX: usize = 4 * 1024;
+/// The most paths that are told as unmerged.
+pub const UNMERGED_MAX: usize = 100;
 /// The most of anything that is counted: what JSON readers keep exactly.
 const COUNT_MAX: u64 = 1 << 53;
 
@@ -136,6 +141,10 @@ impl Ending {
             .flatten()
         {
             cap(text, ENDING_TEXT_BYTES_MAX);
+        }
+        self.unmerged.truncate(UNMERGED_MAX);
+        for path in &mut self.unmerged {
+            cap(path, ENDING_TEXT_BYTES_MAX);
         }
         self
     }

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::repos::fixture::{Fixture, commit, exists, git, id, noise, session, try_git};
-use crate::repos::{base_ref, result_ref};
+use crate::repos::{base_ref, result_ref, unjoined_refs};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,7 +56,12 @@ impl Served {
             &[("secret", Some("of another session"))],
         );
         let push_ref = may_push.then(|| result_of(MINE));
-        let export = GitExport::new(fixture.mirror(), base_of(MINE), push_ref);
+        let export = GitExport::new(
+            fixture.mirror(),
+            base_of(MINE),
+            unjoined_refs(mine, Attempt::FIRST),
+            push_ref,
+        );
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
