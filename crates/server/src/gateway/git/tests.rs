@@ -284,6 +284,30 @@ async fn other_sessions_stay_out_of_sight() {
     }
 }
 
+#[tokio::test]
+async fn what_contradicts_the_base_of_a_session_is_there_for_it_alone() {
+    let served = Served::start(Fixture::new(), true).await;
+    served.cloned().await;
+    let unjoined = |number, attempt| format!("{}/0-x", unjoined_refs(session(number), attempt));
+    let (mine, other) = (
+        unjoined(MINE, Attempt::FIRST),
+        unjoined(OTHER, Attempt::FIRST),
+    );
+    let of_a_later_attempt = unjoined(MINE, Attempt(11));
+    for (name, text) in [(&mine, "1"), (&other, "2"), (&of_a_later_attempt, "3")] {
+        let files = [("a", Some(text))];
+        commit(&served.fixture.mirror(), name, Some(&served.base), &files);
+    }
+    let fetched = served
+        .git("clone", &["fetch", "--quiet", "{url}", &mine])
+        .await;
+    assert!(fetched.status.success(), "{fetched:?}");
+    for hidden in [other, of_a_later_attempt] {
+        let output = served.git("clone", &["fetch", "{url}", &hidden]).await;
+        served.assert_refused(&output, "couldn't find remote ref");
+    }
+}
+
 /// The ids are the client's to send, whatever its own git would refuse.
 #[tokio::test]
 async fn a_client_of_its_own_making_gets_no_hidden_commit() {
