@@ -214,7 +214,8 @@ pub enum FailureCode {
     /// Claude was stopped from outside, or had been started before: it may not be started twice in
     /// one attempt.
     Interrupted,
-    /// Results to be joined contradict each other.
+    /// Results to be joined contradict each other: the session was to merge them and left conflicts,
+    /// or its own does not go together with the branch it was to land on.
     MergeConflict,
     /// The work is safe in the mirror, but the remote would not take it.
     LandingFailed,

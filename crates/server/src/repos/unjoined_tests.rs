@@ -122,27 +122,30 @@ struct Joining {
 }
 
 impl Joining {
-    /// `before` is in the code of both; files of `ours` and `theirs` come on top.
-    async fn new(
-        before: &[(&str, Option<&str>)],
-        ours: &[(&str, Option<&str>)],
-        theirs: &[(&str, Option<&str>)],
-    ) -> Self {
+    /// `before` is in the code of all; what each made of it contradicts the others.
+    async fn new(before: &[(&str, Option<&str>)], made: &[&[(&str, Option<&str>)]]) -> Self {
         let fixture = Fixture::new();
         fixture.pushed_by_others("main", before);
         let start = fixture.base(session(1)).await;
-        let one = fixture.worked(session(1), &start, ours);
-        let two = fixture.worked(session(2), &start, theirs);
-        let base = base_after(&fixture, &[(1, &one), (2, &two)]).await;
-        assert_eq!(base.commit, one);
-        assert_eq!(base.unjoined.len(), 1, "they contradict each other");
+        let results: Vec<(u128, String)> = (1..)
+            .zip(made)
+            .map(|(number, files)| (number, fixture.worked(session(number), &start, files)))
+            .collect();
+        let dependencies: Vec<(u128, &str)> = results
+            .iter()
+            .map(|(number, commit)| (*number, commit.as_str()))
+            .collect();
+        let base = base_after(&fixture, &dependencies).await;
+        assert_eq!(base.commit, results[0].1);
+        assert_eq!(base.unjoined.len(), made.len() - 1, "they contradict it");
         let clone = fixture.folder.path().join("clone");
         let mirror = fixture.mirror().display().to_string();
         git(
             fixture.folder.path(),
             &["clone", "-q", "--no-local", &mirror, "clone"],
         );
-        for reference in [&base.fetch_ref, &base.unjoined[0].fetch_ref] {
+        let unjoined = base.unjoined.iter().map(|left| &left.fetch_ref);
+        for reference in unjoined.chain([&base.fetch_ref]) {
             git(&clone, &["fetch", "-q", "origin", reference]);
         }
         git(&clone, &["checkout", "-q", "--detach", &base.commit]);
@@ -153,11 +156,11 @@ impl Joining {
         }
     }
 
-    fn merge(&self) {
-        let merge = ["merge", "-q", "--no-ff", "--no-commit"];
+    fn merge(&self, at: usize) {
+        let commit = &self.base.unjoined[at].commit;
         let merged = try_git(
             &self.clone,
-            &[&merge[..], &[&self.base.unjoined[0].commit]].concat(),
+            &["merge", "-q", "--no-ff", "--no-commit", commit],
         );
         assert!(!merged.status.success(), "a conflict");
     }
@@ -196,7 +199,6 @@ impl Joining {
         unresolved.await.expect("readable")
     }
 
-    #[expect(clippy::needless_pass_by_value, reason = "`expect!` gives a value")]
     async fn check(&self, unmerged: &[&str], expected: Expect) {
         let commit = self.commit();
         let unresolved = self.unresolved(&commit, unmerged).await;
@@ -209,11 +211,10 @@ impl Joining {
 async fn a_merge_that_was_resolved_is_seen_as_such() {
     let joining = Joining::new(
         &[("a", Some("0\n"))],
-        &[("a", Some("1\n"))],
-        &[("a", Some("2\n"))],
+        &[&[("a", Some("1\n"))], &[("a", Some("2\n"))]],
     )
     .await;
-    joining.merge();
+    joining.merge(0);
     joining.write("a", "1 and 2\n");
     // Whether Claude said `git add` to it does not matter.
     joining.check(&["a"], expect!["all merged"]).await;
@@ -228,11 +229,13 @@ async fn a_merge_that_was_resolved_is_seen_as_such() {
 async fn markers_that_are_left_are_seen_wherever_they_were_committed() {
     let joining = Joining::new(
         &[("a", Some("0\n")), ("b", Some("0\n"))],
-        &[("a", Some("1\n")), ("b", Some("1\n"))],
-        &[("a", Some("2\n")), ("b", Some("2\n"))],
+        &[
+            &[("a", Some("1\n")), ("b", Some("1\n"))],
+            &[("a", Some("2\n")), ("b", Some("2\n"))],
+        ],
     )
     .await;
-    joining.merge();
+    joining.merge(0);
     joining.write("b", "1 and 2\n");
     joining
         .check(&["a", "b"], expect!["conflicts are left in a"])
@@ -255,11 +258,10 @@ async fn markers_that_a_side_had_as_text_are_no_conflict() {
     );
     let joining = Joining::new(
         &[("git.md", Some(ABOUT_MARKERS))],
-        &[("git.md", Some(&ours))],
-        &[("git.md", Some(&theirs))],
+        &[&[("git.md", Some(&ours))], &[("git.md", Some(&theirs))]],
     )
     .await;
-    joining.merge();
+    joining.merge(0);
     joining.write("git.md", &format!("One.\nTwo.\n{ABOUT_MARKERS}"));
     // Nobody merged this one.
     joining.write("other.md", ABOUT_MARKERS);
@@ -277,8 +279,7 @@ async fn markers_that_a_side_had_as_text_are_no_conflict() {
 async fn a_result_that_is_not_merged_is_named() {
     let joining = Joining::new(
         &[("a", Some("0\n"))],
-        &[("a", Some("1\n"))],
-        &[("a", Some("2\n"))],
+        &[&[("a", Some("1\n"))], &[("a", Some("2\n"))]],
     )
     .await;
     joining.write("other", "more\n");
@@ -303,11 +304,13 @@ async fn a_result_that_is_not_merged_is_named() {
 async fn conflicts_without_markers_are_left_where_nobody_decided() {
     let joining = Joining::new(
         &[("gone", Some("0\n")), ("image", Some("\0"))],
-        &[("gone", None), ("image", Some("\u{0}1"))],
-        &[("gone", Some("2\n")), ("image", Some("\u{0}2"))],
+        &[
+            &[("gone", None), ("image", Some("\u{0}1"))],
+            &[("gone", Some("2\n")), ("image", Some("\u{0}2"))],
+        ],
     )
     .await;
-    joining.merge();
+    joining.merge(0);
     let expected = expect!["conflicts are left in gone, image"];
     joining.check(&["gone", "image"], expected).await;
     joining
@@ -323,15 +326,45 @@ async fn files_that_both_added_or_renamed_are_looked_at() {
     let ours = long.replace('5', "V");
     let joining = Joining::new(
         &[("old", Some(long))],
-        &[("old", None), ("new", Some(&ours)), ("both", Some("1\n"))],
-        &[("old", Some(&theirs)), ("both", Some("2\n"))],
+        &[
+            &[("old", None), ("new", Some(&ours)), ("both", Some("1\n"))],
+            &[("old", Some(&theirs)), ("both", Some("2\n"))],
+        ],
     )
     .await;
     assert_eq!(joining.base.unjoined[0].files, ["both", "new"]);
-    joining.merge();
+    joining.merge(0);
     let expected = expect!["conflicts are left in both, new"];
     joining.check(&["both", "new"], expected).await;
     joining.write("both", "1\n2\n");
     joining.write("new", &long.replace('5', "V, five"));
+    joining.check(&[], expect!["all merged"]).await;
+}
+
+#[tokio::test]
+async fn each_of_several_merges_is_looked_at() {
+    let joining = Joining::new(
+        &[("a", Some("0\n")), ("b", Some("0\n"))],
+        &[
+            &[("a", Some("1\n"))],
+            &[("a", Some("2\n")), ("b", Some("2\n"))],
+            &[("a", Some("3\n")), ("b", Some("3\n"))],
+        ],
+    )
+    .await;
+    joining.merge(0);
+    joining.write("a", "1 and 2\n");
+    let expected = expect![
+        "conflicts are left in a; not merged are the results of sessions 00000000-0000-0000-0000-000000000003"
+    ];
+    joining.check(&[], expected).await;
+    // What conflicts now is more than what conflicted with the base.
+    assert_eq!(joining.base.unjoined[1].files, ["a"]);
+    joining.merge(1);
+    joining.write("a", "1, 2 and 3\n");
+    joining
+        .check(&["a", "b"], expect!["conflicts are left in b"])
+        .await;
+    joining.write("b", "2 and 3\n");
     joining.check(&[], expect!["all merged"]).await;
 }
