@@ -499,7 +499,8 @@ mod tests {
         let ending = Ending {
             result: Some(said),
             stderr_tail: long.clone(),
-            salvage_failure: Some(long),
+            salvage_failure: Some(long.clone()),
+            unmerged: vec![long; UNMERGED_MAX + 1],
             ..Ending::default()
         };
         let Outcome::Failed { message, .. } = Outcome::of(&ending.clone().capped()) else {
@@ -510,7 +511,10 @@ mod tests {
             "{}",
             message.len()
         );
-        let usage = ending.capped().result.map(|result| result.usage);
+        let capped = ending.capped();
+        assert_eq!(capped.unmerged.len(), UNMERGED_MAX);
+        assert!(capped.unmerged[0].len() < 2 * ENDING_TEXT_BYTES_MAX);
+        let usage = capped.result.map(|result| result.usage);
         let expected = Usage {
             input_tokens: COUNT_MAX,
             output_tokens: 1,

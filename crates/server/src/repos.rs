@@ -7,7 +7,7 @@
 //! - `refs/baton/remote-head`: the tip of the remote's default branch;
 //! - `refs/baton/base/<session>/<attempt>`: what an attempt started from, written once;
 //! - `refs/baton/unjoined/<session>/<attempt>/<n>-<dependency>`: results that contradict that base
-//!   and are for the session to merge, in their order, written with it;
+//!   and are for the session to merge, in their order, written just before it;
 //! - `refs/baton/result/<session>/<attempt>`: what its sandbox pushed.
 //!
 //! They keep everything reachable until [`Repos::remove_refs`].

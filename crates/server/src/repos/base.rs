@@ -122,26 +122,32 @@ impl Repos {
         })
     }
 
-    /// One transaction, and in it the base last: where a crash tears it, there is no base yet, and
-    /// the next call writes over what there is.
+    /// The base last: where a crash comes in between, there is no base yet, and the next call
+    /// writes over what there is. One transaction of git's could be torn by it in any order.
     async fn record(
         &self,
         request: &BaseRequest<'_>,
         decision: &Decision,
     ) -> Result<(), RepoError> {
         let (session, attempt) = (request.session, request.attempt);
-        let mut lines = String::new();
-        for (at, one) in decision.unjoined.iter().enumerate() {
+        let unjoined = decision.unjoined.iter().enumerate().map(|(at, one)| {
             let name = unjoined_ref(session, attempt, at, one);
-            lines.push_str(&format!("update {name} {}\n", one.commit));
+            format!("update {name} {}\n", one.commit)
+        });
+        let unjoined: String = unjoined.collect();
+        if !unjoined.is_empty() {
+            self.write_refs(request.repository, unjoined).await?;
         }
         let name = base_ref(session, attempt);
-        lines.push_str(&format!("create {name} {}\n", decision.commit));
+        let base = format!("create {name} {}\n", decision.commit);
+        self.write_refs(request.repository, base).await
+    }
+
+    async fn write_refs(&self, repository: &Repository, lines: String) -> Result<(), RepoError> {
         let write = self
-            .call(request.repository, ["update-ref", "--stdin"])
+            .call(repository, ["update-ref", "--stdin"])
             .stdin(lines);
-        self.local(request.repository, "record a base", write)
-            .await?;
+        self.local(repository, "record a base", write).await?;
         Ok(())
     }
 
