@@ -170,6 +170,7 @@ async fn with_work_saved(ending: Ending, git: &Git, job: &Job, url: &str) -> End
     Ending {
         pushed: saved.pushed,
         salvage_failure: saved.failure,
+        unmerged: saved.unmerged,
         ..ending
     }
 }

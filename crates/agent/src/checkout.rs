@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,8 +30,8 @@ pub enum CheckoutError {
     Git(#[from] GitError),
 }
 
-/// Fetches and checks out `checkout` from `url`. May be repeated: what an earlier try left is
-/// written over.
+/// Fetches and checks out `checkout` from `url`, and begins its first merge where that is asked
+/// for. May be repeated: what an earlier try left is written over.
 ///
 /// The repository is laid out by hand, which takes two runs of git where `init`, `config`,
 /// `remote`, `fetch` and `checkout` would take six.
@@ -40,17 +41,15 @@ pub enum CheckoutError {
 pub async fn check_out(git: &Git, checkout: &Checkout, url: &str) -> Result<(), CheckoutError> {
     lay_out(&git.workspace, checkout, url)?;
     remove_locks(&git.workspace);
-    let refspec = format!("+{}", checkout.fetch_ref);
+    let merges = checkout.merges.iter().map(|merge| &merge.fetch_ref);
+    let refspecs: Vec<String> = iter::once(&checkout.fetch_ref)
+        .chain(merges)
+        .map(|name| format!("+{name}"))
+        .collect();
     // What is fetched can be fetched again, so it need not be safe on the disk.
     let settings = ["core.fsync=none", "fetch.unpackLimit=1"];
-    let args = [
-        "-q",
-        "--no-tags",
-        "--no-recurse-submodules",
-        "--",
-        "origin",
-        &refspec,
-    ];
+    let mut args = vec!["-q", "--no-tags", "--no-recurse-submodules", "--", "origin"];
+    args.extend(refspecs.iter().map(String::as_str));
     let mut wait = FETCH_WAIT;
     for tries in 1.. {
         match git.run_with(&settings, "fetch", &args).await {
@@ -66,7 +65,33 @@ pub async fn check_out(git: &Git, checkout: &Checkout, url: &str) -> Result<(), 
     }
     git.run_with(&settings, "reset", &["-q", "--hard", &checkout.commit])
         .await?;
+    match checkout.merges.first() {
+        Some(merge) if checkout.begin_merge => begin_merge(git, &settings, &merge.commit).await?,
+        _ => {}
+    }
     Ok(())
+}
+
+/// Begins a merge and leaves it in the middle, whether it conflicts or not: the commit is Claude's.
+async fn begin_merge(git: &Git, settings: &[&str], commit: &str) -> Result<(), GitError> {
+    let args = [
+        "-q",
+        "--no-ff",
+        "--no-commit",
+        "--no-stat",
+        "--allow-unrelated-histories",
+        commit,
+    ];
+    match git.run_with(settings, "merge", &args).await {
+        // Conflicts are a failure in git's eyes.
+        Err(GitError::Failed { .. }) if is_merging(&git.workspace) => Ok(()),
+        done => done.map(drop),
+    }
+}
+
+/// Whether a merge was begun in the workspace and neither committed nor given up.
+pub fn is_merging(workspace: &Path) -> bool {
+    workspace.join(".git/MERGE_HEAD").exists()
 }
 
 /// Author and committer of commits, for git's environment.
@@ -123,6 +148,9 @@ fn config(checkout: &Checkout, url: &str) -> String {
     // An egress proxy in the environment must not catch the way to the server.
     section(&format!("http \"{url}\""), &[("proxy", "")]);
     section("push", &[("autoSetupRemote", "true")]);
+    // What a place was before both sides changed it tells what each of them wanted.
+    section("merge", &[("conflictStyle", "diff3")]);
+    section("rerere", &[("enabled", "false")]);
     // The workspace does not live long enough for it to pay.
     section("gc", &[("auto", "0")]);
     section("maintenance", &[("auto", "false")]);

@@ -99,6 +99,22 @@ pub struct Checkout {
     pub author_name: String,
     /// Their address.
     pub author_email: String,
+    /// Results that contradict `commit`, in the order in which they are to be merged into it. They
+    /// are fetched with it. An older server names none.
+    #[serde(default)]
+    pub merges: Vec<Merge>,
+    /// Whether the merge of the first of them is begun, and left to Claude in the middle.
+    #[serde(default)]
+    pub begin_merge: bool,
+}
+
+/// A commit to be merged into what a session starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The ref to fetch.
+    pub fetch_ref: String,
+    /// The commit; what the ref points at.
+    pub commit: String,
 }
 
 /// How Claude is run.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use baton_agent::protocol::Job;
+use baton_domain::ending::UNMERGED_MAX;
 use tokio::time;
 
-use crate::checkout::remove_locks;
+use crate::checkout::{is_merging, remove_locks};
 use crate::git::{Git, GitError};
 use crate::log;
 
@@ -24,6 +25,9 @@ pub struct Salvaged {
     pub pushed: Option<String>,
     /// What could not be saved, and why.
     pub failure: Option<String>,
+    /// Of a job with merges, the paths that git took for conflicting, at most [`UNMERGED_MAX`].
+    /// They are saved as they stood.
+    pub unmerged: Vec<String>,
 }
 
 /// Commits what is uncommitted and pushes `HEAD`, on whatever branch or none, to the job's
@@ -33,6 +37,10 @@ pub async fn salvage(git: &Git, job: &Job, url: &str) -> Salvaged {
         return Salvaged::default();
     };
     remove_locks(&git.workspace);
+    let unmerged = match job.checkout.merges.is_empty() {
+        true => Vec::new(),
+        false => unmerged(git).await,
+    };
     let mut failures = Vec::new();
     let head = match commit_leftovers(git, &job.session, &mut failures).await {
         // Without a push the server takes the base for the result.
@@ -48,7 +56,25 @@ pub async fn salvage(git: &Git, job: &Job, url: &str) -> Salvaged {
     if let Some(failure) = &failure {
         log(format_args!("work was not saved: {failure}"));
     }
-    Salvaged { pushed, failure }
+    Salvaged {
+        pushed,
+        failure,
+        unmerged,
+    }
+}
+
+/// Where this fails, so does the saving, and that is told.
+async fn unmerged(git: &Git) -> Vec<String> {
+    let args = ["--name-only", "--diff-filter=U", "-z"];
+    let paths = git.run("diff", &args).await.unwrap_or_default();
+    let mut paths: Vec<String> = paths
+        .split(|byte| *byte == 0)
+        .filter(|path| !path.is_empty())
+        .take(UNMERGED_MAX)
+        .map(|path| String::from_utf8_lossy(path).into_owned())
+        .collect();
+    paths.dedup();
+    paths
 }
 
 /// Gives the commit that `HEAD` then is; none where there is neither a commit nor a file. What
@@ -68,7 +94,8 @@ async fn commit_leftovers(
         "--ignore-submodules=dirty",
     ];
     let status = Status::parse(&git.run("status", &args).await?);
-    if !status.is_dirty {
+    // A merge that was resolved to what was there before leaves no trace but itself.
+    if !status.is_dirty && !is_merging(&git.workspace) {
         return Ok(status.head);
     }
     // Also settles the conflicts of a merge that was left half done, as they stand. What cannot be

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
-use baton_agent::protocol::{Cut, Exit, Frame};
+use baton_agent::protocol::{Cut, Exit, Frame, Merge};
 use harness::{PUSH_REF, RESULT, Sandbox, Transcript, git, soon};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -365,6 +365,120 @@ async fn a_workspace_in_disorder_is_saved_as_it_stands() {
         &["log", "-1", "--format=%P", PUSH_REF],
     );
     assert_eq!(parents.split(' ').count(), 2, "the merge is concluded");
+}
+
+/// A sandbox whose code and two results contradict each other: all three changed `a.txt`.
+fn contradicting(script: &str) -> Sandbox {
+    let mut sandbox = Sandbox::new(script);
+    let work = tempfile::tempdir().expect("a directory");
+    let url = sandbox.repository().display().to_string();
+    git(work.path(), &["clone", "-q", &url, "."]);
+    git(work.path(), &["tag", "start"]);
+    for name in ["base", "one", "two"] {
+        git(work.path(), &["checkout", "-q", "--detach", "start"]);
+        fs::write(work.path().join("a.txt"), format!("{name}\n")).expect("written");
+        fs::write(work.path().join(name), "more\n").expect("written");
+        git(work.path(), &["add", "--all"]);
+        git(work.path(), &["commit", "-q", "-m", name]);
+        let fetch_ref = format!("refs/baton/of/{name}");
+        git(
+            work.path(),
+            &["push", "-q", "origin", &format!("HEAD:{fetch_ref}")],
+        );
+        let commit = git(work.path(), &["rev-parse", "HEAD"]);
+        let checkout = &mut sandbox.job.checkout;
+        if name == "base" {
+            (checkout.fetch_ref, checkout.commit) = (fetch_ref, commit);
+        } else {
+            checkout.merges.push(Merge { fetch_ref, commit });
+        }
+    }
+    sandbox.job.checkout.begin_merge = true;
+    sandbox
+}
+
+/// The parents of what was pushed.
+fn parents(sandbox: &Sandbox) -> Vec<String> {
+    let args = ["log", "-1", "--format=%P", PUSH_REF];
+    let parents = git(&sandbox.repository(), &args);
+    parents.split(' ').map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn claude_starts_in_the_middle_of_a_merge_that_conflicts() {
+    let mut sandbox = contradicting(&format!(
+        r#"
+        git status --short; cat a.txt; git rev-parse HEAD MERGE_HEAD
+        printf 'base and one\n' > a.txt; git commit -qam "Join one"
+        git merge -q --no-ff $(cat) > /dev/null; git status --short
+        printf 'all three\n' > a.txt; git commit -qam "Join two"
+        echo '{RESULT}'"#
+    ));
+    let [one, two] = [0, 1].map(|at: usize| sandbox.job.checkout.merges[at].commit.clone());
+    sandbox.job.claude.prompt = two.clone();
+    let transcript = sandbox.run().await;
+    let base = &sandbox.job.checkout.commit;
+    let expected = format!(
+        "UU a.txt\nA  one\n<<<<<<< HEAD\nbase\n||||||| START\na\n=======\none\n>>>>>>> {one}\n\
+         {base}\n{one}\nUU a.txt\nA  two\n{RESULT}\n"
+    );
+    let seen = transcript.stdout_text();
+    // The common side has the short name of its commit.
+    let start = seen.lines().find_map(|line| line.strip_prefix("||||||| "));
+    let expected = expected.replace("START", start.expect("the common side is shown"));
+    assert_eq!(seen, expected);
+    assert_eq!(transcript.ending().salvage_failure, None);
+    assert_eq!(transcript.ending().unmerged, Vec::<String>::new());
+    assert_eq!(pushed_file(&sandbox, "a.txt"), "all three");
+    assert_eq!(pushed_file(&sandbox, "one"), "more");
+    assert_eq!(parents(&sandbox)[1], two);
+}
+
+#[tokio::test]
+async fn a_merge_that_claude_leaves_in_the_middle_is_saved_with_its_markers() {
+    let sandbox = contradicting(&format!("echo x > x; echo '{RESULT}'"));
+    let transcript = sandbox.run().await;
+    let ending = transcript.ending();
+    assert_eq!(ending.salvage_failure, None);
+    assert_eq!(ending.unmerged, ["a.txt"]);
+    assert!(pushed_file(&sandbox, "a.txt").contains(">>>>>>> "));
+    assert_eq!(pushed_file(&sandbox, "x"), "x");
+    let checkout = &sandbox.job.checkout;
+    let expected = [checkout.commit.clone(), checkout.merges[0].commit.clone()];
+    assert_eq!(parents(&sandbox), expected);
+}
+
+#[tokio::test]
+async fn a_merge_that_changes_nothing_is_committed_for_claude() {
+    let sandbox = contradicting(&format!(
+        "git checkout -q HEAD -- a.txt; git rm -q -f one; git status --short; echo '{RESULT}'"
+    ));
+    let transcript = sandbox.run().await;
+    assert_eq!(transcript.stdout_text(), format!("{RESULT}\n"));
+    assert_eq!(parents(&sandbox).len(), 2);
+    assert_eq!(pushed_file(&sandbox, "a.txt"), "base");
+}
+
+#[tokio::test]
+async fn who_only_reads_gets_contradicting_results_beside_its_code() {
+    let mut sandbox = contradicting(&format!(
+        "git status --short; git show $(cat):a.txt; cat a.txt; echo '{RESULT}'"
+    ));
+    sandbox.job.checkout.begin_merge = false;
+    sandbox.job.push_ref = None;
+    sandbox.job.claude.prompt = sandbox.job.checkout.merges[1].commit.clone();
+    let seen = sandbox.run().await.stdout_text();
+    assert_eq!(seen, format!("two\nbase\n{RESULT}\n"));
+}
+
+#[tokio::test]
+async fn a_merge_of_what_is_not_there_is_a_failure_before_claude() {
+    let mut sandbox = contradicting("echo never");
+    sandbox.job.checkout.merges[0].commit = "1".repeat(40);
+    let transcript = sandbox.run().await;
+    let failure = transcript.ending().setup_failure.as_ref();
+    assert_eq!(failure.expect("a failure").step, "clone");
+    assert!(transcript.stdout.is_empty());
 }
 
 #[tokio::test]

@@ -99,12 +99,17 @@ pub struct Ending {
     pub pushed: Option<String>,
     /// Why the work could not be saved, where it couldn't.
     pub salvage_failure: Option<String>,
+    /// Paths that git still took for conflicting when Claude ended, at most [`UNMERGED_MAX`]. What
+    /// was pushed has them as they stood.
+    pub unmerged: Vec<String>,
 }
 
 /// The most bytes of Claude's closing text.
 pub const RESULT_TEXT_BYTES_MAX: usize = 256 * 1024;
 /// The most bytes of any other text in an ending.
 pub const ENDING_TEXT_BYTES_MAX: usize = 4 * 1024;
+/// The most paths that are told as unmerged.
+pub const UNMERGED_MAX: usize = 100;
 /// The most of anything that is counted: what JSON readers keep exactly.
 const COUNT_MAX: u64 = 1 << 53;
 
@@ -136,6 +141,10 @@ impl Ending {
             .flatten()
         {
             cap(text, ENDING_TEXT_BYTES_MAX);
+        }
+        self.unmerged.truncate(UNMERGED_MAX);
+        for path in &mut self.unmerged {
+            cap(path, ENDING_TEXT_BYTES_MAX);
         }
         self
     }
@@ -205,7 +214,8 @@ pub enum FailureCode {
     /// Claude was stopped from outside, or had been started before: it may not be started twice in
     /// one attempt.
     Interrupted,
-    /// Results to be joined contradict each other.
+    /// Results to be joined contradict each other: the session was to merge them and left conflicts,
+    /// or its own does not go together with the branch it was to land on.
     MergeConflict,
     /// The work is safe in the mirror, but the remote would not take it.
     LandingFailed,
@@ -489,7 +499,8 @@ mod tests {
         let ending = Ending {
             result: Some(said),
             stderr_tail: long.clone(),
-            salvage_failure: Some(long),
+            salvage_failure: Some(long.clone()),
+            unmerged: vec![long; UNMERGED_MAX + 1],
             ..Ending::default()
         };
         let Outcome::Failed { message, .. } = Outcome::of(&ending.clone().capped()) else {
@@ -500,7 +511,10 @@ mod tests {
             "{}",
             message.len()
         );
-        let usage = ending.capped().result.map(|result| result.usage);
+        let capped = ending.capped();
+        assert_eq!(capped.unmerged.len(), UNMERGED_MAX);
+        assert!(capped.unmerged[0].len() < 2 * ENDING_TEXT_BYTES_MAX);
+        let usage = capped.result.map(|result| result.usage);
         let expected = Usage {
             input_tokens: COUNT_MAX,
             output_tokens: 1,

@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::ids::SessionId;
+
 /// The most characters of one log line; longer ones end with `…`.
 pub const LOG_LINE_CHARS_MAX: usize = 2_000;
 /// The most bytes of a summary, which dependents' prompts carry too.
@@ -46,6 +48,20 @@ pub struct SessionResult {
     pub insertions: u64,
     /// Lines removed.
     pub deletions: u64,
+    /// Results of its dependencies that `commit` does not hold, because they contradict it and the
+    /// session only reads. Whoever depends on the session gets them beside `commit`.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub unjoined: Vec<Unjoined>,
+}
+
+/// A session's result that contradicts the others it should be joined with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Unjoined {
+    /// Whose result it is.
+    pub session_id: SessionId,
+    /// Its commit.
+    pub commit: String,
 }
 
 /// What a line of Claude's stdout says to people: no line for messages that say nothing to them,

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use baton_domain::ending::{Ending, FailureCode, Outcome, Usage};
-use baton_domain::output::{Artifact, SessionResult, closing};
+use baton_domain::output::{Artifact, SessionResult, Unjoined, closing};
 use baton_domain::session::{Report, SessionState};
 use baton_domain::{Attempt, Branch, Session, SessionEvent};
 
 use crate::clock::Clock;
 use crate::failpoint;
 use crate::launch::own_branch;
-use crate::repos::{Change, RepoError, Repos, WorkResult};
+use crate::repos::{Change, DependencyCommit, RepoError, Repos, Started, Unresolved, WorkResult};
 use crate::store::{Store, StoreError};
 use crate::transition::{TransitionError, apply};
 
@@ -72,10 +72,11 @@ impl Concluder {
         let mut report = report_of(ending, metered);
         let mut outcome = Outcome::of(ending);
         if ending.setup_failure.is_none() || ending.pushed.is_some() {
-            match self.work(session, *attempt).await {
-                Ok((base, work)) => {
+            match self.work(session, *attempt, &outcome, ending).await {
+                Ok(work) => {
+                    outcome = work.outcome_instead_of(outcome);
                     outcome = self
-                        .land(session, &base, work, outcome, &mut report, last_try)
+                        .land(session, work, outcome, &mut report, last_try)
                         .await?;
                 }
                 // The sandbox ended before there was a base: nothing can have been changed.
@@ -105,17 +106,46 @@ impl Concluder {
         &self,
         session: &Session,
         attempt: Attempt,
-    ) -> Result<(String, WorkResult), RepoError> {
+        outcome: &Outcome,
+        ending: &Ending,
+    ) -> Result<Work, RepoError> {
         let repository = &session.project.repository;
         let base = self.repos.base_of(repository, session.id, attempt).await?;
-        let work = if session.kind.writes() {
+        let unjoined = if session.dependencies.is_empty() {
+            Vec::new()
+        } else {
+            self.repos.unjoined_of(repository, session.id, attempt)?
+        };
+        if !session.kind.writes() {
+            return Ok(Work {
+                result: WorkResult::unchanged(&base),
+                base,
+                unjoined,
+                unresolved: None,
+            });
+        }
+        let result = self
+            .repos
+            .result_of(repository, session.id, attempt, &base)
+            .await?;
+        let started = Started {
+            repository,
+            base: &base,
+            unjoined: &unjoined,
+        };
+        let unresolved = if outcome.is_completed() && !unjoined.is_empty() {
             self.repos
-                .result_of(repository, session.id, attempt, &base)
+                .unresolved(started, &result.commit, &ending.unmerged)
                 .await?
         } else {
-            WorkResult::unchanged(&base)
+            None
         };
-        Ok((base, work))
+        Ok(Work {
+            base,
+            result,
+            unjoined: Vec::new(),
+            unresolved,
+        })
     }
 
     /// Lands the work where it belongs. Work of a session that did not complete goes to a branch
@@ -123,20 +153,27 @@ impl Concluder {
     async fn land(
         &self,
         session: &Session,
-        base: &str,
-        work: WorkResult,
+        work: Work,
         outcome: Outcome,
         report: &mut Report,
         last_try: bool,
     ) -> Result<Outcome, ConcludeError> {
+        let Work {
+            base,
+            result: work,
+            unjoined,
+            ..
+        } = work;
         report.artifacts = artifacts(&work);
+        report.warnings.extend(warning_of(&unjoined));
         let mut result = SessionResult {
             branch: None,
-            base_commit: base.to_owned(),
+            base_commit: base.clone(),
             commit: work.commit.clone(),
             files_changed: work.files_changed,
             insertions: work.insertions,
             deletions: work.deletions,
+            unjoined: unjoined.into_iter().map(passed_on).collect(),
         };
         let mut landed = outcome;
         if work.commit != base {
@@ -145,7 +182,7 @@ impl Concluder {
             let repository = &session.project.repository;
             match self
                 .repos
-                .land(repository, &work.commit, base, &target, &message)
+                .land(repository, &work.commit, &base, &target, &message)
                 .await
             {
                 Ok(_) => result.branch = Some(target.to_string()),
@@ -160,6 +197,53 @@ impl Concluder {
         report.result = Some(result);
         Ok(landed)
     }
+}
+
+/// What an attempt left, as the mirror has it.
+struct Work {
+    base: String,
+    result: WorkResult,
+    /// What it was to read beside its base, and leaves to its dependents to merge.
+    unjoined: Vec<DependencyCommit>,
+    /// What it was to merge and did not.
+    unresolved: Option<Unresolved>,
+}
+
+impl Work {
+    /// Whatever Claude said of it: dependents cannot build on a merge that is not finished.
+    fn outcome_instead_of(&self, outcome: Outcome) -> Outcome {
+        match &self.unresolved {
+            Some(unresolved) => Outcome::failed(
+                FailureCode::MergeConflict,
+                format!(
+                    "the results it depends on contradict each other and are not merged: \
+                     {unresolved}; finish the merge on the branch with its work, or create the \
+                     session again"
+                ),
+            ),
+            None => outcome,
+        }
+    }
+}
+
+fn passed_on(unjoined: DependencyCommit) -> Unjoined {
+    Unjoined {
+        session_id: unjoined.session,
+        commit: unjoined.commit,
+    }
+}
+
+fn warning_of(unjoined: &[DependencyCommit]) -> Option<String> {
+    let first = unjoined.first()?;
+    let others = match unjoined.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!(
+        "the result of session {}{others} contradicts the rest of the code; the session read it \
+         beside that, and the next one that writes has to merge it",
+        first.session
+    ))
 }
 
 fn unfinished(session: &Session, source: RepoError) -> ConcludeError {

@@ -35,7 +35,7 @@ use self::git::GitExport;
 use self::model::{ModelGateway, TokenCounts};
 use crate::clock::Clock;
 use crate::launch::{GIT_PATH, JobError, Jobs};
-use crate::repos::{Repos, base_ref, result_ref};
+use crate::repos::{Repos, base_ref, result_ref, unjoined_refs};
 use crate::store::Store;
 
 /// Connections one sandbox may hold at once; more wait.
@@ -205,6 +205,7 @@ impl Gate {
         let export = GitExport::new(
             parts.repos.mirror_path(&session.project.repository),
             base_ref(session.id, session.attempt),
+            unjoined_refs(session.id, session.attempt),
             session
                 .kind
                 .writes()

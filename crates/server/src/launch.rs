@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_agent::protocol::{Checkout, Job, Timers};
+use baton_agent::protocol::{Checkout, Job, Merge, Timers};
 use baton_domain::ending::{FailureCode, Outcome};
 use baton_domain::{Attempt, Kind, Session, SessionId};
 
-use crate::claude::{self, Precursor};
+use crate::claude::{self, Contradiction, Precursor};
 use crate::config::{KindLimits, Waits};
-use crate::repos::{BaseRequest, DependencyCommit, RepoError, Repos, result_ref};
+use crate::repos::{Base, BaseRequest, DependencyCommit, RepoError, Repos, result_ref};
 use crate::store::{Store, StoreError};
 
 /// Where sandboxes find their repository on the socket.
@@ -66,6 +66,20 @@ impl Jobs {
     pub async fn job(&self, session: &Session, attempt: Attempt) -> Result<Job, JobError> {
         let (precursors, commits) = self.dependencies(session).await?;
         let base = self.base(session, attempt, &commits).await?;
+        let contradictions: Vec<Contradiction> = base
+            .unjoined
+            .iter()
+            .map(|one| Contradiction {
+                session: one.session,
+                commit: one.commit.clone(),
+                files: one.files.clone(),
+            })
+            .collect();
+        let claude = claude::command(session, &precursors, &contradictions);
+        let merges = base.unjoined.into_iter().map(|one| Merge {
+            fetch_ref: one.fetch_ref,
+            commit: one.commit,
+        });
         Ok(Job {
             session: session.id.to_string(),
             attempt: attempt.0,
@@ -76,37 +90,51 @@ impl Jobs {
                 branch: local_branch(session),
                 author_name: AUTHOR.0.to_owned(),
                 author_email: AUTHOR.1.to_owned(),
+                merges: merges.collect(),
+                begin_merge: session.kind.writes(),
             },
             push_ref: session
                 .kind
                 .writes()
                 .then(|| result_ref(session.id, attempt)),
-            claude: claude::command(session, &precursors),
+            claude,
             timers: self.timers(session),
         })
     }
 
+    /// What the session's dependencies said and left. One that only read leaves what it was given:
+    /// the base, and beside it what could not be joined with that.
     async fn dependencies(
         &self,
         session: &Session,
     ) -> Result<(Vec<Precursor>, Vec<DependencyCommit>), StoreError> {
         let mut precursors = Vec::with_capacity(session.dependencies.len());
         let mut commits = Vec::with_capacity(session.dependencies.len());
+        let mut passed_on = Vec::new();
         for &id in &session.dependencies {
             let dependency = self.store.session(id).await?;
-            let report = dependency.report.clone().unwrap_or_default();
             let same_repository = dependency.project.repository == session.project.repository;
-            if let Some(result) = report.result.filter(|_| same_repository) {
+            let report = dependency.report.as_ref();
+            if let Some(result) = report.and_then(|report| report.result.as_ref())
+                && same_repository
+            {
                 commits.push(DependencyCommit {
                     session: id,
-                    commit: result.commit,
+                    commit: result.commit.clone(),
                 });
+                passed_on.extend(result.unjoined.iter().cloned());
             }
-            precursors.push(Precursor {
-                session: id,
-                kind: dependency.kind,
-                requirements: dependency.project.requirements.to_string(),
-                summary: report.summary,
+            precursors.push(precursor(&dependency));
+        }
+        for one in passed_on {
+            let is_told = precursors.iter().any(|of| of.session == one.session_id);
+            if !is_told {
+                let dependency = self.store.session(one.session_id).await?;
+                precursors.push(precursor(&dependency));
+            }
+            commits.push(DependencyCommit {
+                session: one.session_id,
+                commit: one.commit,
             });
         }
         Ok((precursors, commits))
@@ -117,7 +145,7 @@ impl Jobs {
         session: &Session,
         attempt: Attempt,
         dependencies: &[DependencyCommit],
-    ) -> Result<crate::repos::Base, JobError> {
+    ) -> Result<Base, JobError> {
         let request = BaseRequest {
             repository: &session.project.repository,
             session: session.id,
@@ -157,6 +185,16 @@ impl Jobs {
     }
 }
 
+fn precursor(session: &Session) -> Precursor {
+    let summary = session.report.as_ref().map(|report| report.summary.clone());
+    Precursor {
+        session: session.id,
+        kind: session.kind,
+        requirements: session.project.requirements.to_string(),
+        summary: summary.unwrap_or_default(),
+    }
+}
+
 /// `baton/<short id>`: where a session without a branch of its own lands. The short id is the end
 /// of the id, as in the container's name: our ids begin with their time.
 #[must_use]
@@ -173,7 +211,6 @@ fn local_branch(session: &Session) -> String {
 #[must_use]
 pub fn outcome(error: &RepoError) -> Outcome {
     let code = match error {
-        RepoError::MergeConflict { .. } => FailureCode::MergeConflict,
         RepoError::BranchNotFound { .. } => FailureCode::BranchNotFound,
         _ => FailureCode::CloneFailed,
     };

@@ -6,6 +6,8 @@
 //! - `refs/heads/*` and `refs/tags/*` as the remote has them, at the newest fetch;
 //! - `refs/baton/remote-head`: the tip of the remote's default branch;
 //! - `refs/baton/base/<session>/<attempt>`: what an attempt started from, written once;
+//! - `refs/baton/unjoined/<session>/<attempt>/<n>-<dependency>`: results that contradict that base
+//!   and are for the session to merge, in their order, written just before it;
 //! - `refs/baton/result/<session>/<attempt>`: what its sandbox pushed.
 //!
 //! They keep everything reachable until [`Repos::remove_refs`].
@@ -23,6 +25,10 @@ mod mirror;
 mod result;
 #[cfg(test)]
 mod tests;
+mod unjoined;
+#[cfg(test)]
+mod unjoined_tests;
+mod unresolved;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -40,8 +46,10 @@ use git::{GitCall, GitCallError, GitOutput, NETWORK_TIME_MAX};
 pub use landing::Landed;
 use mirror::MirrorState;
 pub use result::{Change, FileChange, RESULT_COMMITS_MAX, RESULT_FILES_MAX, WorkResult};
+pub use unjoined::Unjoined;
+pub use unresolved::{Started, Unresolved};
 
-/// Conflicting paths listed in [`RepoError::MergeConflict`].
+/// Conflicting paths listed for one merge.
 pub const CONFLICT_FILES_MAX: usize = 100;
 
 /// Git processes at once that only touch mirrors. Each may use a core.
@@ -90,6 +98,12 @@ struct Shared {
 #[must_use]
 pub fn base_ref(session: SessionId, attempt: Attempt) -> String {
     format!("refs/baton/base/{session}/{attempt}")
+}
+
+/// Where the references are that hold what contradicts an attempt's base.
+#[must_use]
+pub fn unjoined_refs(session: SessionId, attempt: Attempt) -> String {
+    format!("refs/baton/unjoined/{session}/{attempt}")
 }
 
 /// The reference an attempt's sandbox pushes its work to.
@@ -162,6 +176,7 @@ impl Repos {
                 "--format=delete %(refname)".to_owned(),
                 format!("refs/baton/base/{session}"),
                 format!("refs/baton/result/{session}"),
+                format!("refs/baton/unjoined/{session}"),
             ],
         );
         let output = self.local(repository, "list references", list).await?;

@@ -55,6 +55,8 @@ impl Sandbox {
                 branch: "baton/one".into(),
                 author_name: "A \"quoted\" \\ Name".into(),
                 author_email: "session@example.org".into(),
+                merges: Vec::new(),
+                begin_merge: false,
             },
             push_ref: Some(PUSH_REF.into()),
             claude: ClaudeCommand {

@@ -2,8 +2,8 @@
 //!
 //! `git http-backend` does the work, as a CGI program. What a sandbox may see and write is
 //! enforced by git itself, by the references hidden from it: it sees the remote's branches and
-//! tags, its own base and its own result, and writes its own result only. Other sessions' work
-//! stays out of its reach. One rule is ours: a result may be replaced, not deleted.
+//! tags, its own base, what it has to merge into that and its own result, and writes its own
+//! result only. Other sessions' work stays out of its reach. One rule is ours: a result may be replaced, not deleted.
 
 use std::io;
 use std::path::PathBuf;
@@ -52,6 +52,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 pub struct GitExport {
     mirror: PathBuf,
     base_ref: String,
+    unjoined_refs: String,
     push_ref: Option<String>,
     open: Arc<Semaphore>,
     /// Of all pushes so far.
@@ -59,13 +60,20 @@ pub struct GitExport {
 }
 
 impl GitExport {
-    /// The sandbox may fetch `base_ref` and the remote's branches and tags from the bare
-    /// repository at `mirror`, and fetch and push `push_ref`, where there is one.
+    /// The sandbox may fetch `base_ref`, all below `unjoined_refs` and the remote's branches and
+    /// tags from the bare repository at `mirror`, and fetch and push `push_ref`, where there is
+    /// one.
     #[must_use]
-    pub fn new(mirror: PathBuf, base_ref: String, push_ref: Option<String>) -> Self {
+    pub fn new(
+        mirror: PathBuf,
+        base_ref: String,
+        unjoined_refs: String,
+        push_ref: Option<String>,
+    ) -> Self {
         Self {
             mirror,
             base_ref,
+            unjoined_refs,
             push_ref,
             open: Arc::new(Semaphore::new(OPEN_MAX)),
             pushed_bytes: Arc::default(),
@@ -298,7 +306,8 @@ fn backend(export: &GitExport, service: Service) -> GitCall {
                 .config("uploadpack.hideRefs", "refs/")
                 .config("uploadpack.hideRefs", "!refs/heads/")
                 .config("uploadpack.hideRefs", "!refs/tags/")
-                .config("uploadpack.hideRefs", &format!("!{}", export.base_ref));
+                .config("uploadpack.hideRefs", &format!("!{}", export.base_ref))
+                .config("uploadpack.hideRefs", &format!("!{}", export.unjoined_refs));
             if let Some(push_ref) = &export.push_ref {
                 call = call.config("uploadpack.hideRefs", &format!("!{push_ref}"));
             }

@@ -3,7 +3,8 @@
 use baton_domain::{Attempt, Branch, Repository, SessionId};
 
 use super::mirror::{REMOTE_HEAD, is_id};
-use super::{RepoError, Repos, base_ref};
+use super::unjoined::unjoined_ref;
+use super::{RepoError, Repos, Unjoined, base_ref};
 
 /// When work in an empty repository began. Fixed, so that all its sessions share one first
 /// commit and their results can be joined.
@@ -40,6 +41,15 @@ pub struct Base {
     pub commit: String,
     /// The reference that holds it in the mirror.
     pub fetch_ref: String,
+    /// Dependencies' results that contradict it and are not in it, in the order in which they are
+    /// to be merged.
+    pub unjoined: Vec<Unjoined>,
+}
+
+/// What was decided, before it is recorded.
+struct Decision {
+    commit: String,
+    unjoined: Vec<DependencyCommit>,
 }
 
 impl Repos {
@@ -47,51 +57,97 @@ impl Repos {
     ///
     /// Without dependencies: the tip of the branch at this moment, of the default branch where
     /// it does not exist, or an empty first commit where the repository has none. With
-    /// dependencies: their commits merged; the same commits give the same merge. The first call
-    /// for an attempt decides; later ones give the same answer.
+    /// dependencies: their commits merged, as far as they go together, one after another in the
+    /// order of their sessions' ids; the others are [`Base::unjoined`]. The same commits give the
+    /// same merge. The first call for an attempt decides; later ones give the same answer.
     ///
     /// # Errors
-    /// [`RepoError::MergeConflict`] where the dependencies contradict each other,
-    /// [`RepoError::BranchNotFound`] where neither branch nor default branch exist, and those of
-    /// reaching the remote.
+    /// [`RepoError::BranchNotFound`] where neither branch nor default branch exist,
+    /// [`RepoError::CommitNotFound`], and those of reaching the remote.
     pub async fn prepare_base(&self, request: BaseRequest<'_>) -> Result<Base, RepoError> {
-        let fetch_ref = base_ref(request.session, request.attempt);
-        if let Some(commit) = self.read_ref(request.repository, &fetch_ref)? {
-            return Ok(Base { commit, fetch_ref });
+        if let Some(base) = self.decided(&request).await? {
+            return Ok(base);
         }
-        let commit = if request.dependencies.is_empty() {
-            self.base_from_remote(request.repository, request.branch)
-                .await?
+        let decision = if request.dependencies.is_empty() {
+            let tip = self.base_from_remote(request.repository, request.branch);
+            Decision {
+                commit: tip.await?,
+                unjoined: Vec::new(),
+            }
         } else {
             self.base_from_dependencies(request.repository, request.dependencies)
                 .await?
         };
-        if let Err(error) = self.record_base(&request, &fetch_ref, &commit).await {
+        if let Err(error) = self.record(&request, &decision).await {
             // Somebody asked for the same base at the same time and was first.
-            if let Some(commit) = self.read_ref(request.repository, &fetch_ref)? {
-                return Ok(Base { commit, fetch_ref });
+            if let Some(base) = self.decided(&request).await? {
+                return Ok(base);
             }
             if request.dependencies.is_empty() {
                 return Err(error);
             }
             // Git records no commit that it does not have; asking beforehand takes a process.
-            self.ensure_commit(request.repository, &commit).await?;
-            self.record_base(&request, &fetch_ref, &commit).await?;
+            self.ensure_commit(request.repository, &decision.commit)
+                .await?;
+            self.record(&request, &decision).await?;
         }
-        Ok(Base { commit, fetch_ref })
+        self.base(&request, decision).await
     }
 
-    async fn record_base(
+    /// What was recorded for the attempt.
+    async fn decided(&self, request: &BaseRequest<'_>) -> Result<Option<Base>, RepoError> {
+        let (session, attempt) = (request.session, request.attempt);
+        let Some(commit) = self.read_ref(request.repository, &base_ref(session, attempt))? else {
+            return Ok(None);
+        };
+        let unjoined = if request.dependencies.is_empty() {
+            Vec::new()
+        } else {
+            self.unjoined_of(request.repository, session, attempt)?
+        };
+        let decision = Decision { commit, unjoined };
+        self.base(request, decision).await.map(Some)
+    }
+
+    async fn base(&self, request: &BaseRequest<'_>, decision: Decision) -> Result<Base, RepoError> {
+        let (session, attempt) = (request.session, request.attempt);
+        let Decision { commit, unjoined } = decision;
+        let unjoined = self
+            .described(request.repository, session, attempt, &commit, unjoined)
+            .await?;
+        Ok(Base {
+            commit,
+            fetch_ref: base_ref(session, attempt),
+            unjoined,
+        })
+    }
+
+    /// The base last: where a crash comes in between, there is no base yet, and the next call
+    /// writes over what there is. One transaction of git's could be torn by it in any order.
+    async fn record(
         &self,
         request: &BaseRequest<'_>,
-        fetch_ref: &str,
-        commit: &str,
+        decision: &Decision,
     ) -> Result<(), RepoError> {
+        let (session, attempt) = (request.session, request.attempt);
+        let unjoined = decision.unjoined.iter().enumerate().map(|(at, one)| {
+            let name = unjoined_ref(session, attempt, at, one);
+            format!("update {name} {}\n", one.commit)
+        });
+        let unjoined: String = unjoined.collect();
+        if !unjoined.is_empty() {
+            self.write_refs(request.repository, unjoined).await?;
+        }
+        let name = base_ref(session, attempt);
+        let base = format!("create {name} {}\n", decision.commit);
+        self.write_refs(request.repository, base).await
+    }
+
+    async fn write_refs(&self, repository: &Repository, lines: String) -> Result<(), RepoError> {
         let write = self
-            .call(request.repository, ["update-ref", "--stdin"])
-            .stdin(format!("create {fetch_ref} {commit}\n"));
-        self.local(request.repository, "record a base", write)
-            .await?;
+            .call(repository, ["update-ref", "--stdin"])
+            .stdin(lines);
+        self.local(repository, "record a base", write).await?;
         Ok(())
     }
 
@@ -156,7 +212,7 @@ impl Repos {
         &self,
         repository: &Repository,
         dependencies: &[DependencyCommit],
-    ) -> Result<String, RepoError> {
+    ) -> Result<Decision, RepoError> {
         self.ensure_mirror(repository).await?;
         if let Some(odd) = dependencies.iter().find(|one| !is_id(&one.commit)) {
             return Err(RepoError::CommitNotFound {
@@ -176,12 +232,27 @@ impl Repos {
                 "it named none of them".to_owned(),
             ));
         };
-        let mut base = first.commit.clone();
-        let mut joined = vec![first.session];
+        let mut commit = first.commit.clone();
+        let mut joined = vec![first.session.to_string()];
+        let mut unjoined = Vec::new();
         for tip in others {
-            base = self.join(repository, &base, &mut joined, tip).await?;
+            let message = format!(
+                "Join the results of sessions {} and {}",
+                joined.join(", "),
+                tip.session
+            );
+            match self
+                .merge(repository, &commit, &tip.commit, &message)
+                .await?
+            {
+                Ok(merge) => {
+                    commit = merge;
+                    joined.push(tip.session.to_string());
+                }
+                Err(_) => unjoined.push(tip.clone()),
+            }
         }
-        Ok(base)
+        Ok(Decision { commit, unjoined })
     }
 
     /// Those that no other one contains, each commit once.
@@ -235,27 +306,5 @@ impl Repos {
             return Ok(());
         }
         Err(missing())
-    }
-
-    async fn join(
-        &self,
-        repository: &Repository,
-        base: &str,
-        joined: &mut Vec<SessionId>,
-        tip: &DependencyCommit,
-    ) -> Result<String, RepoError> {
-        let names = joined
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
-        joined.push(tip.session);
-        let message = format!("Join the results of sessions {names} and {}", tip.session);
-        let merge = self.merge(repository, base, &tip.commit, &message).await?;
-        merge.map_err(|files| RepoError::MergeConflict {
-            sides: format!("the results of sessions {names} and {}", tip.session),
-            files,
-            sessions: joined.clone(),
-        })
     }
 }

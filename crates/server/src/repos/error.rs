@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use baton_domain::{Attempt, Branch, Repository, SessionId};
 
-/// Conflicting files named in an error's text; the rest is counted.
+/// Files named in a text; the rest is counted.
 const FILES_SHOWN_MAX: usize = 5;
 
 /// Why an operation on a repository failed. Texts hold no credential.
@@ -63,8 +63,6 @@ pub enum RepoError {
         sides: String,
         /// Conflicting paths, at most [`super::CONFLICT_FILES_MAX`].
         files: Vec<String>,
-        /// The sessions whose results were to be joined; empty for a landing.
-        sessions: Vec<SessionId>,
     },
     /// The remote took the call and refused the change, for example on a protected branch.
     #[error("{repository} refused the change to branch {branch}: {reason}")]
@@ -192,7 +190,7 @@ const UNREACHABLE: [&str; 16] = [
     "could not read from remote",
 ];
 
-fn shown(files: &[String]) -> String {
+pub(super) fn shown(files: &[String]) -> String {
     let mut text = files
         .iter()
         .take(FILES_SHOWN_MAX)

@@ -131,7 +131,6 @@ impl Repos {
             Err(files) => Err(RepoError::MergeConflict {
                 sides: format!("branch {target} of {repository} and the result"),
                 files,
-                sessions: Vec::new(),
             }),
         }
     }

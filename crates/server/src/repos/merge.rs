@@ -11,8 +11,38 @@ const DATE_MAX: i64 = 4_102_444_799;
 /// What git says of histories without a common commit.
 const UNRELATED: &str = "unrelated histories";
 
+/// The mode of a submodule's commit, which is in another repository.
+const SUBMODULE_MODE: &str = "160000";
+
 /// A merge commit, or the paths that conflict, at most [`CONFLICT_FILES_MAX`].
 pub(super) type Merge = Result<String, Vec<String>>;
+
+/// What git makes of two commits.
+pub(super) struct MergedTree {
+    /// The tree of it; files that conflict have markers in there, where they can have any.
+    pub tree: String,
+    /// Whether all went together.
+    pub is_clean: bool,
+    /// What conflicts, by path. A directory renamed in two ways conflicts in none.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A path whose sides do not go together.
+pub(super) struct Conflict {
+    /// As bytes: git takes any but NUL.
+    pub path: Vec<u8>,
+    /// The blobs that were to be merged: the common one, ours and theirs, as far as there are.
+    pub sides: Vec<String>,
+}
+
+/// What to make of histories that share no commit.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unrelated {
+    /// There is nothing to merge by: no tree.
+    Refused,
+    /// As if they shared an empty commit.
+    Merged,
+}
 
 impl Repos {
     /// Merges `theirs` into `ours`. The same arguments give the same commit: its date is the
@@ -24,41 +54,49 @@ impl Repos {
         theirs: &str,
         message: &str,
     ) -> Result<Merge, RepoError> {
-        let call = self.call(
-            repository,
-            [
-                "merge-tree",
-                "--write-tree",
-                "-z",
-                "--name-only",
-                "--no-messages",
-                ours,
-                theirs,
-            ],
-        );
+        let merged = self
+            .merged_tree(repository, ours, theirs, Unrelated::Refused)
+            .await?;
+        let Some(merged) = merged else {
+            // Nothing in common is a conflict in everything, and somebody has to look at it.
+            return Ok(Err(vec!["all files: the histories share no commit".into()]));
+        };
+        if !merged.is_clean {
+            return Ok(Err(shown_paths(&merged.conflicts)));
+        }
+        let date = self.later_date(repository, ours, theirs).await?;
+        let commit = self
+            .commit_tree(repository, &merged.tree, &[ours, theirs], date, message)
+            .await?;
+        Ok(Ok(commit))
+    }
+
+    /// Merges `theirs` into `ours` and writes the tree alone; none where they share no commit and
+    /// `unrelated` says so.
+    pub(super) async fn merged_tree(
+        &self,
+        repository: &Repository,
+        ours: &str,
+        theirs: &str,
+        unrelated: Unrelated,
+    ) -> Result<Option<MergedTree>, RepoError> {
+        let mut args = vec!["merge-tree", "--write-tree", "-z", "--no-messages"];
+        if unrelated == Unrelated::Merged {
+            args.push("--allow-unrelated-histories");
+        }
+        args.extend([ours, theirs]);
+        let call = self.call(repository, args);
         let output = self.local_any_code(repository, "merge", call).await?;
-        let mut parts = output
-            .stdout
-            .split(|byte| *byte == 0)
-            .map(String::from_utf8_lossy);
-        let tree = parts.next().unwrap_or_default().trim().to_owned();
         match output.code {
-            0 => {
-                let date = self.later_date(repository, ours, theirs).await?;
-                let commit = self
-                    .commit_tree(repository, &tree, &[ours, theirs], date, message)
-                    .await?;
-                Ok(Ok(commit))
+            code @ (0 | 1) => {
+                let (tree, conflicts) = read_merged(&output.stdout);
+                Ok(Some(MergedTree {
+                    tree,
+                    is_clean: code == 0,
+                    conflicts,
+                }))
             }
-            1 => Ok(Err(parts
-                .take_while(|path| !path.is_empty())
-                .take(CONFLICT_FILES_MAX)
-                .map(|path| path.into_owned())
-                .collect())),
-            // Nothing in common is a conflict in everything, and a person has to look at it.
-            _ if output.stderr.contains(UNRELATED) => {
-                Ok(Err(vec!["all files: the histories share no commit".into()]))
-            }
+            _ if output.stderr.contains(UNRELATED) => Ok(None),
             _ => Err(self.failure(repository, "merge", output.stderr)),
         }
     }
@@ -102,4 +140,40 @@ impl Repos {
             .max();
         Ok(latest.unwrap_or(0).clamp(0, DATE_MAX))
     }
+}
+
+/// The paths for people, at most [`CONFLICT_FILES_MAX`].
+pub(super) fn shown_paths(conflicts: &[Conflict]) -> Vec<String> {
+    let paths = conflicts.iter().take(CONFLICT_FILES_MAX);
+    paths
+        .map(|conflict| String::from_utf8_lossy(&conflict.path).into_owned())
+        .collect()
+}
+
+/// Reads `merge-tree -z`: the tree, then `<mode> <id> <stage> TAB <path>` for each side of each
+/// conflict, those of one path together.
+fn read_merged(stdout: &[u8]) -> (String, Vec<Conflict>) {
+    let mut parts = stdout.split(|byte| *byte == 0);
+    let tree = String::from_utf8_lossy(parts.next().unwrap_or_default());
+    let mut conflicts: Vec<Conflict> = Vec::new();
+    for part in parts {
+        let Some(tab) = part.iter().position(|byte| *byte == b'\t') else {
+            continue;
+        };
+        let (entry, path) = (String::from_utf8_lossy(&part[..tab]), &part[tab + 1..]);
+        let mut words = entry.split(' ');
+        let (mode, id) = (words.next(), words.next());
+        if conflicts.last().is_none_or(|last| last.path != path) {
+            conflicts.push(Conflict {
+                path: path.to_vec(),
+                sides: Vec::new(),
+            });
+        }
+        if let (Some(last), Some(id)) = (conflicts.last_mut(), id)
+            && mode != Some(SUBMODULE_MODE)
+        {
+            last.sides.push(id.to_owned());
+        }
+    }
+    (tree.trim().to_owned(), conflicts)
 }

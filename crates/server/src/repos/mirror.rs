@@ -161,6 +161,17 @@ impl Repos {
             .map_err(RepoError::io("read a reference of a mirror"))
     }
 
+    /// The references below `folder`, as the rest of their names and what they point to, without
+    /// order. They lie in it directly. Reads git's files, as [`Repos::read_ref`] does.
+    pub(super) fn refs_below(
+        &self,
+        repository: &Repository,
+        folder: &str,
+    ) -> Result<HashMap<String, String>, RepoError> {
+        refs_below(&self.mirror_path(repository), folder)
+            .map_err(RepoError::io("read references of a mirror"))
+    }
+
     /// Packs references and joins small packs. Safe beside everything else: nothing is thrown
     /// away. Worth calling once a day for each repository in use.
     ///
@@ -201,15 +212,37 @@ fn read_ref(mirror: &Path, name: &str) -> io::Result<Option<String>> {
     }))
 }
 
+fn refs_below(mirror: &Path, folder: &str) -> io::Result<HashMap<String, String>> {
+    // Loose first, for the same reason; one that is in both is the same or newer there.
+    let mut loose = Vec::new();
+    for entry in absent_is_none(fs::read_dir(mirror.join(folder)))?
+        .into_iter()
+        .flatten()
+    {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if let Some(id) = read_ref(mirror, &format!("{folder}/{name}"))? {
+            loose.push((name, id));
+        }
+    }
+    let packed = absent_is_none(fs::read_to_string(mirror.join("packed-refs")))?;
+    let packed = packed.unwrap_or_default();
+    let of_folder = packed.lines().filter_map(|line| {
+        let (id, name) = line.split_once(' ')?;
+        let name = name.strip_prefix(folder)?.strip_prefix('/')?;
+        is_id(id).then(|| (name.to_owned(), id.to_owned()))
+    });
+    Ok(of_folder.chain(loose).collect())
+}
+
 /// Whether `text` is a full object id, SHA-1 or SHA-256.
 pub(super) fn is_id(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-fn absent_is_none(result: io::Result<String>) -> io::Result<Option<String>> {
+fn absent_is_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     use io::ErrorKind as K;
     match result {
-        Ok(text) => Ok(Some(text)),
+        Ok(read) => Ok(Some(read)),
         Err(error)
             if matches!(
                 error.kind(),

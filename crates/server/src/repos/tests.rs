@@ -275,40 +275,6 @@ async fn the_same_dependencies_give_the_same_merge_in_any_order() {
 }
 
 #[tokio::test]
-async fn contradicting_dependencies_are_named_with_their_files() {
-    let fixture = Fixture::new();
-    let base = fixture.base(session(1)).await;
-    let one = fixture.worked(
-        session(1),
-        &base,
-        &[("a b\nc", Some("1")), ("x", Some("1"))],
-    );
-    let two = fixture.worked(
-        session(2),
-        &base,
-        &[("a b\nc", Some("2")), ("y", Some("1"))],
-    );
-    let error = base_after(&fixture, 10, &[(1, &one), (2, &two)])
-        .await
-        .expect_err("a conflict");
-    let text = error.to_string();
-    match error {
-        RepoError::MergeConflict {
-            files, sessions, ..
-        } => {
-            assert_eq!(files, ["a b\nc"]);
-            assert_eq!(sessions, [session(1), session(2)]);
-        }
-        other => panic!("{other}"),
-    }
-    assert!(text.contains(&session(2).to_string()), "{text}");
-    assert!(!exists(
-        &fixture.mirror(),
-        &base_ref(session(10), Attempt::FIRST)
-    ));
-}
-
-#[tokio::test]
 async fn a_result_lists_what_changed() {
     let fixture = Fixture::new();
     let base = fixture.base(session(1)).await;

@@ -197,37 +197,6 @@ async fn failure_blocks_all_that_depend_on_it_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn results_that_contradict_each_other_are_told_with_their_files() {
-    let mut world = World::with_fake_claude().await;
-    world
-        .remote("owner/repo", &[("greeting.txt", "Hello\n")])
-        .await;
-    world.start_server().await;
-    let writes = |words: &str| {
-        steps(json!([
-            ["write", "greeting.txt", words],
-            ["commit", "Greet"],
-            ["result", "Done."]
-        ]))
-    };
-    let one = world.run(&writes("Good morning\n"), &[]).await;
-    let other = world.run(&writes("Good night\n"), &[]).await;
-    let joining = world
-        .run(&steps(json!([["result", "Joined."]])), &[&one, &other])
-        .await;
-
-    world.completed(&one).await;
-    world.completed(&other).await;
-    let session = world.failed(&joining, "merge_conflict").await;
-    assert!(
-        text(&session["error"]).contains("greeting.txt"),
-        "{session:#}"
-    );
-    // Claude was never paid for it.
-    assert_eq!(count_of(&world.events(&joining).await, "claude_started"), 0);
-}
-
-#[tokio::test]
 async fn cancelled_session_is_told_to_stop_and_its_work_is_kept() {
     let mut world = World::with_fake_claude().await;
     let remote = world

@@ -6,6 +6,7 @@
 
 mod api;
 mod cleanup;
+mod contradictions;
 mod crashes;
 mod dependencies;
 mod docker;

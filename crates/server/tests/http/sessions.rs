@@ -190,6 +190,7 @@ async fn a_completed_session_shows_all_it_left() {
             files_changed: 1,
             insertions: 2,
             deletions: 3,
+            unjoined: Vec::new(),
         }),
         usage: Some(Usage {
             input_tokens: 10,

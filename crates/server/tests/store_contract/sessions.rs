@@ -51,6 +51,7 @@ async fn all_of_a_session_survives() {
             files_changed: 1,
             insertions: u64::from(u32::MAX) * 4,
             deletions: 0,
+            unjoined: Vec::new(),
         }),
         usage: Some(Usage {
             input_tokens: 1 << 53,

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::repos::fixture::{Fixture, commit, exists, git, id, noise, session, try_git};
-use crate::repos::{base_ref, result_ref};
+use crate::repos::{base_ref, result_ref, unjoined_refs};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -56,7 +56,12 @@ impl Served {
             &[("secret", Some("of another session"))],
         );
         let push_ref = may_push.then(|| result_of(MINE));
-        let export = GitExport::new(fixture.mirror(), base_of(MINE), push_ref);
+        let export = GitExport::new(
+            fixture.mirror(),
+            base_of(MINE),
+            unjoined_refs(mine, Attempt::FIRST),
+            push_ref,
+        );
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -276,6 +281,30 @@ async fn other_sessions_stay_out_of_sight() {
             &served.clone_path(),
             &format!("{commit}^{{commit}}")
         ));
+    }
+}
+
+#[tokio::test]
+async fn what_contradicts_the_base_of_a_session_is_there_for_it_alone() {
+    let served = Served::start(Fixture::new(), true).await;
+    served.cloned().await;
+    let unjoined = |number, attempt| format!("{}/0-x", unjoined_refs(session(number), attempt));
+    let (mine, other) = (
+        unjoined(MINE, Attempt::FIRST),
+        unjoined(OTHER, Attempt::FIRST),
+    );
+    let of_a_later_attempt = unjoined(MINE, Attempt(11));
+    for (name, text) in [(&mine, "1"), (&other, "2"), (&of_a_later_attempt, "3")] {
+        let files = [("a", Some(text))];
+        commit(&served.fixture.mirror(), name, Some(&served.base), &files);
+    }
+    let fetched = served
+        .git("clone", &["fetch", "--quiet", "{url}", &mine])
+        .await;
+    assert!(fetched.status.success(), "{fetched:?}");
+    for hidden in [other, of_a_later_attempt] {
+        let output = served.git("clone", &["fetch", "{url}", &hidden]).await;
+        served.assert_refused(&output, "couldn't find remote ref");
     }
 }
 
