@@ -143,22 +143,15 @@ impl App {
     }
 
     async fn create(&self, dependencies: &[SessionId]) -> SessionId {
+        let project = Project {
+            repository: "o/r".parse().expect("a repository"),
+            branch: None,
+            requirements: "look".into(),
+            context: None,
+        };
         let new = NewSession {
-            id: None,
-            kind: Kind::Analysis,
-            project: Project {
-                repository: "o/r".parse().expect("a repository"),
-                branch: None,
-                requirements: "look".into(),
-                context: None,
-            },
             dependencies: dependencies.to_vec(),
-            auto_start: true,
-            timeout_s: None,
-            project_settings: false,
-            orchestration_id: None,
-            priority: 0,
-            max_cost_usd: None,
+            ..NewSession::new(Kind::Analysis, project)
         };
         match self
             .orchestrator

@@ -123,22 +123,16 @@ impl Upkeep {
     /// One session from its creation to its end, as the server takes it there.
     async fn live(&self, dependency: Option<SessionId>, laps: &mut Laps) -> Result<SessionId> {
         laps.begin();
+        let project = Project {
+            repository: crate::home::REPOSITORY.parse()?,
+            branch: None,
+            requirements: crate::requests::REQUIREMENTS.into(),
+            context: None,
+        };
         let new = NewSession {
-            id: None,
-            kind: Kind::Implementation,
-            project: Project {
-                repository: crate::home::REPOSITORY.parse()?,
-                branch: None,
-                requirements: crate::requests::REQUIREMENTS.into(),
-                context: None,
-            },
             dependencies: dependency.into_iter().collect(),
             auto_start: false,
-            timeout_s: None,
-            project_settings: false,
-            orchestration_id: None,
-            priority: 0,
-            max_cost_usd: None,
+            ..NewSession::new(Kind::Implementation, project)
         };
         let Accepted::Now(made) = self.orchestrator.create_session(new, None).await? else {
             anyhow::bail!("it was made before");
