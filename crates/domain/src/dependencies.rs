@@ -93,7 +93,7 @@ pub fn check_new(
 }
 
 /// A circle in the graph, its first node repeated at its end.
-fn circle(edges: &[Vec<usize>]) -> Option<Vec<usize>> {
+pub(crate) fn circle(edges: &[Vec<usize>]) -> Option<Vec<usize>> {
     #[derive(Clone, Copy, PartialEq)]
     enum Visit {
         Not,

@@ -4,6 +4,7 @@
 //! network. The server observes the world, asks this crate what it means and what to do, and
 //! does it. See `ARCHITECTURE.md` for the map.
 
+pub mod decompose;
 pub mod dependencies;
 pub mod ending;
 pub mod ids;

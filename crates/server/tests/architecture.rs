@@ -144,7 +144,15 @@ const CRATE_ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The domain's only dependencies.
-const DOMAIN_DEPENDENCIES: &[&str] = &["jiff", "serde", "serde_json", "thiserror", "uuid"];
+const DOMAIN_DEPENDENCIES: &[&str] = &[
+    "aho-corasick",
+    "jiff",
+    "serde",
+    "serde_json",
+    "thiserror",
+    "unicode-normalization",
+    "uuid",
+];
 
 #[test]
 fn rows_go_from_the_bottom_up() {

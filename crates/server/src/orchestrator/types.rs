@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+pub use baton_domain::decompose::DependencyMode;
 use baton_domain::dependencies::DependencyError;
 use baton_domain::{ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status};
 use serde::Serialize;
@@ -139,33 +140,6 @@ pub struct Strategy {
     pub phases: Vec<String>,
     /// Seconds each session may run.
     pub timeout_s: Option<u64>,
-}
-
-/// What waits for what in an orchestration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DependencyMode {
-    /// Independent sessions together.
-    Parallel,
-    /// One by one.
-    Sequential,
-    /// Analysis, then implementation together, then testing and review.
-    WaitForCore,
-}
-
-impl DependencyMode {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Parallel, Self::Sequential, Self::WaitForCore];
-
-    /// The word on the wire.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Parallel => "parallel",
-            Self::Sequential => "sequential",
-            Self::WaitForCore => "wait_for_core",
-        }
-    }
 }
 
 /// Makes a request answer once: repeated with the same key, it is answered what it was answered
