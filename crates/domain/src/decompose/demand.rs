@@ -3,7 +3,7 @@
 
 use super::component::Component;
 use super::mentions::{Components, Mentions, Role};
-use super::pieces::{Form, Outline, Piece};
+use super::pieces::{BOLD_DEPTH, Form, Outline, Piece, Section};
 use crate::project::Kind;
 
 /// Implementation sessions of one graph. More sessions than a person can follow, or an account can
@@ -50,6 +50,8 @@ struct Reading<'a> {
     piece: Piece<'a>,
     /// Of the section it stands in.
     heading: &'a str,
+    /// It stands in a chapter of its own, and not just below a title.
+    in_chapter: bool,
     mentions: Mentions,
     role: Role,
     /// The components it is work for.
@@ -66,7 +68,7 @@ impl<'a> Demand<'a> {
         let mut readings: Vec<Reading<'a>> = outline
             .pieces
             .iter()
-            .map(|piece| sections.reading(*piece, outline.sections[piece.section].heading))
+            .map(|piece| sections.reading(*piece, &outline.sections[piece.section]))
             .collect();
         let mut this = Self::default();
         this.exclude(&readings);
@@ -162,6 +164,8 @@ impl Reading<'_> {
 struct SectionReadings {
     /// For each section its role and the one component it is about.
     of: Vec<(Role, Option<Component>)>,
+    /// How many headings are of the first level.
+    titles: usize,
 }
 
 impl SectionReadings {
@@ -185,10 +189,20 @@ impl SectionReadings {
             };
             of.push((role, component));
         }
-        Self { of }
+        let titles = outline.sections.iter().filter(|section| section.depth == 1);
+        let titles = titles.count();
+        Self { of, titles }
     }
 
-    fn reading<'a>(&self, piece: Piece<'a>, heading: &'a str) -> Reading<'a> {
+    /// One heading of the first level is the title of all.
+    fn is_chapter(&self, section: &Section<'_>) -> bool {
+        match section.depth {
+            1 => self.titles > 1,
+            depth => (2..=BOLD_DEPTH).contains(&depth),
+        }
+    }
+
+    fn reading<'a>(&self, piece: Piece<'a>, section: &Section<'a>) -> Reading<'a> {
         let mentions = Mentions::of(piece.text);
         let (role_of_section, component) = self.of[piece.section];
         let role = mentions.role.unwrap_or(role_of_section);
@@ -199,7 +213,8 @@ impl SectionReadings {
         };
         Reading {
             piece,
-            heading,
+            heading: section.heading,
+            in_chapter: self.is_chapter(section),
             mentions,
             role,
             claims,
@@ -271,18 +286,17 @@ fn give_paragraph(readings: &mut [Reading<'_>], mut begun: bool) -> bool {
     {
         return begun;
     }
-    let first_claims = readings.iter().find(|reading| !reading.claims.is_empty());
-    if let Some(first) = first_claims {
-        let mut claims = first.claims.clone();
-        let mut met = false;
+    if readings.iter().any(|reading| !reading.claims.is_empty()) {
+        // What comes before any component is about all of them.
+        let mut claims: Vec<Component> = Component::ALL
+            .into_iter()
+            .filter(|of| !around(*of))
+            .filter(|of| readings.iter().any(|reading| reading.claims.contains(of)))
+            .collect();
         for reading in readings {
             if !reading.claims.is_empty() {
                 claims.clone_from(&reading.claims);
-                met = true;
-            } else if (met || !around(&claims))
-                && reading.role == Role::Demand
-                && reading.mentions.asks.is_none()
-            {
+            } else if reading.role == Role::Demand && reading.mentions.asks.is_none() {
                 reading.claims.clone_from(&claims);
             }
         }
@@ -290,7 +304,8 @@ fn give_paragraph(readings: &mut [Reading<'_>], mut begun: bool) -> bool {
     }
     for reading in readings {
         let item = matches!(reading.piece.form, Form::Item { .. });
-        reading.general = reading.may_be_general() && (item || begun && reading.mentions.makes);
+        reading.general = reading.may_be_general()
+            && (item || reading.in_chapter || begun && reading.mentions.makes);
         // What follows an analysis that was asked for is the work itself.
         begun |= reading.general || reading.mentions.asks.is_some();
     }
@@ -298,10 +313,8 @@ fn give_paragraph(readings: &mut [Reading<'_>], mut begun: bool) -> bool {
 }
 
 /// Testing or deployment, which always are of something.
-fn around(claims: &[Component]) -> bool {
-    claims
-        .iter()
-        .all(|of| matches!(of, Component::Testing | Component::Deployment))
+fn around(component: Component) -> bool {
+    matches!(component, Component::Testing | Component::Deployment)
 }
 
 /// "Speed up the import. Add tests." is not about tests alone. Whether anything was found.

@@ -7,6 +7,10 @@ use crate::project::Kind;
 
 /// Words between a component and what dismisses it: "the backend is already there".
 const DISMISSED_WITHIN: usize = 3;
+/// Words between "don't break" and what is spared.
+const SPARED_WITHIN: usize = 4;
+/// Words between "when" and a component in its clause.
+const CONDITION_WORDS_MAX: usize = 6;
 
 /// A set of components.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -141,16 +145,21 @@ impl Mentions {
 /// All mentions, with those denied, dismissed or only pointed at found out.
 fn mentions(words: &Words, hits: &[Hit]) -> Vec<Mention> {
     let mut mentions: Vec<Mention> = Vec::new();
-    // The end of the phrase that denies what follows, how far it reaches, whether it denies.
-    let mut reach: Option<(usize, usize, bool)> = None;
+    // The end of a phrase that says something of what follows, how many words it reaches, across
+    // which gap, and whether it denies.
+    let mut reach: Option<(usize, usize, Gap, bool)> = None;
     for hit in hits {
         match hit.meaning {
-            Meaning::Denies(words_max) => reach = Some((hit.last, words_max, true)),
-            Meaning::Spares => reach = Some((hit.last, 4, false)),
+            Meaning::Denies(words_max) => reach = Some((hit.last, words_max, Gap::Comma, true)),
+            Meaning::Spares => reach = Some((hit.last, SPARED_WITHIN, Gap::Comma, false)),
+            Meaning::Conditions => {
+                reach = Some((hit.last, CONDITION_WORDS_MAX, Gap::Space, false));
+            }
             Meaning::Names(components) | Meaning::Made(components) => {
                 let names = matches!(hit.meaning, Meaning::Names(_));
-                let reached = reach.filter(|(end, words_max, _)| {
-                    hit.first - end - 1 <= *words_max && !parted(words, *end, hit.first)
+                let reached = reach.filter(|(end, words_max, across, _)| {
+                    hit.first - end - 1 <= *words_max
+                        && words.gap_within(end + 1, hit.first) <= *across
                 });
                 mentions.push(Mention {
                     components,
@@ -158,7 +167,7 @@ fn mentions(words: &Words, hits: &[Hit]) -> Vec<Mention> {
                     first: hit.first,
                     last: hit.last,
                     wanted: reached.is_none(),
-                    denied: names && reached.is_some_and(|(_, _, denies)| denies),
+                    denied: names && reached.is_some_and(|(.., denies)| denies),
                 });
                 if reached.is_some() {
                     reach = None;
@@ -170,6 +179,7 @@ fn mentions(words: &Words, hits: &[Hit]) -> Vec<Mention> {
     }
     spread_denials(&mut mentions, words);
     point_at_places(&mut mentions, words);
+    leave_endpoints_to_login(&mut mentions, words);
     mentions
 }
 
@@ -315,6 +325,18 @@ fn point_at_places(mentions: &mut [Mention], words: &Words) {
     }
 }
 
+/// "a login endpoint" is a part of the login.
+fn leave_endpoints_to_login(mentions: &mut [Mention], words: &Words) {
+    for index in 1..mentions.len() {
+        let (before, after) = (&mentions[index - 1], &mentions[index]);
+        let login = before.wanted && before.components == [Component::Authentication];
+        let endpoint = !after.names && after.components == [Component::Api];
+        if login && endpoint && joined(before, after, words) == Some(Join::Neighbour) {
+            mentions[index].wanted = false;
+        }
+    }
+}
+
 /// Testing or deployment, where the piece begins with it and names other components only as its
 /// object: "tests for the API", "deploy the frontend".
 fn subject(words: &Words, mentions: &[Mention]) -> Option<Component> {
@@ -327,14 +349,18 @@ fn subject(words: &Words, mentions: &[Mention]) -> Option<Component> {
         .iter()
         .position(|mention| !mention.components.contains(&first))?;
     let (before, after) = (wanted[other - 1], wanted[other]);
+    const OBJECTS: &[&str] = &["for", "of", "fur", "fuer", "para", "pour", "von"];
     const LISTS: &[&str] = &["and", "und", "et", "y", "plus", "also", "sowie"];
     let between = before.last + 1..after.first;
-    let listed = words.gap_within(before.last + 1, after.first) != Gap::Space
-        || between
+    let stands_between = |list: &[&str]| {
+        between
             .clone()
-            .any(|at| LISTS.contains(&words.folded_word(at)))
+            .any(|at| list.contains(&words.folded_word(at)))
+    };
+    let listed = words.gap_within(before.last + 1, after.first) != Gap::Space
+        || stands_between(LISTS)
         || between.is_empty();
-    (!listed).then_some(first)
+    (!listed || stands_between(OBJECTS)).then_some(first)
 }
 
 #[cfg(test)]
@@ -445,6 +471,7 @@ mod tests {
     #[test]
     fn an_object_is_no_demand() {
         check("unit tests for the API", expect!["testing"]);
+        check("tests for: login, dashboard", expect!["testing"]);
         check("deploy the frontend and the API", expect!["deployment"]);
         check(
             "tests, an API and a frontend",
@@ -452,6 +479,17 @@ mod tests {
         );
         check("add login to the API", expect!["authentication"]);
         check("add login and an API", expect!["authentication, api"]);
+    }
+
+    #[test]
+    fn a_circumstance_is_no_demand() {
+        check(
+            "the API returns 500 when the database is down",
+            expect!["api"],
+        );
+        check("when users log in, show a dashboard", expect!["frontend"]);
+        check("great if you add an API", expect!["api"]);
+        check("a login endpoint", expect!["authentication"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ const LABEL_WORDS_MAX: usize = 8;
 /// Words of a line in bold that still is a heading.
 const BOLD_HEADING_WORDS_MAX: usize = 10;
 /// The depth of a heading in bold, and of one by its colon; those with `#` have 1 to 6.
-const BOLD_DEPTH: usize = 7;
+pub(super) const BOLD_DEPTH: usize = 7;
 const LABEL_DEPTH: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +40,8 @@ pub(super) struct Section<'a> {
     pub heading: &'a str,
     /// The section whose heading is above this one's.
     pub parent: Option<usize>,
-    depth: usize,
+    /// 1 to 6 by its marks, more for bold lines and for those that end in a colon.
+    pub depth: usize,
 }
 
 #[derive(Debug)]

@@ -28,6 +28,8 @@ pub(super) enum Meaning {
     Dismisses,
     /// What follows is to stay as it is, which says nothing of what is wanted.
     Spares,
+    /// What follows in the clause says when, and nothing of what is wanted.
+    Conditions,
     /// Something is to be made or changed.
     Makes,
     /// Something is the case.
@@ -153,7 +155,7 @@ const PHRASES: &[(Meaning, &str)] = &[
         "REST, rest api, rest apis, restful, rest endpoint*, rest service*, rest interface, \
          endpoint*, end points, graphql, grpc, microservice*, micro service*, route handler*, \
          webhook*, Express, expressjs, express js, express backend, express server, express api, \
-         fastapi, fast api, django, Flask, flask api, flask app, spring boot, nestjs, nest js, \
+         fastapi, fast api, nodejs, node js, django, Flask, flask api, flask app, spring boot, nestjs, nest js, \
          laravel, ruby on rails, fastify, axum, http server, node server, openapi, swagger, crud, \
          services, backend service, endpunkt*, rest schnittstelle*, microservicio*, servicio web, \
          servicios web, points de terminaison, point de terminaison, point d entree, \
@@ -183,7 +185,7 @@ const PHRASES: &[(Meaning, &str)] = &[
     (
         Meaning::Names(FRONTEND),
         "frontend*, front end, front ends, ui, uis, gui, user interface*, web interface, \
-         web ui, client side, oberflache*, oberflaeche*, benutzeroberfl*, weboberfl*, \
+         web ui, client side, oberflache*, oberflaeche*, benutzeroberfl*, weboberfl*, adminoberfl*, \
          bedienoberfl*, interfaz, interfaz de usuario, interface utilisateur, interface web, \
          interface graphique, ihm",
     ),
@@ -234,7 +236,9 @@ const PHRASES: &[(Meaning, &str)] = &[
     ),
     (
         Meaning::Nothing,
-        "ci dessous, ci dessus, ci joint, ci jointe, ci apres, ci contre, celui ci, celle ci, ceux ci, \
+        "frontend team, frontend developers, backend team, backend developers, api team, frontend devs, \
+         backend devs, if you, if we, if possible, would be great if, would be nice if, wenn du, wenn ihr, wenn moglich, \
+         si tu, si vous, si possible, si puedes, si es posible, ci dessous, ci dessus, ci joint, ci jointe, ci apres, ci contre, celui ci, celle ci, ceux ci, \
          celles ci, courriel html, courriels html, mails html, emails html, correos html, html mail*, html email*, html e mail*, les services, des services, nos services, \
          vos services, step by step wizard, step by step guide, step by step tutorial, step by step instructions, \
          the rest, the rest of, rest of, rest of the, react to, react to the, reacts to, react on, \
@@ -299,6 +303,10 @@ const PHRASES: &[(Meaning, &str)] = &[
         "don t break, do not break, dont break, without breaking, not break, must not break, \
          existing tests, nicht kaputt, ohne zu brechen, sin romper, no romper, sans casser, \
          ne pas casser, must still pass, should still pass",
+    ),
+    (
+        Meaning::Conditions,
+        "when, whenever, if, unless, wenn, falls, sobald, quand, lorsque, cuando, si",
     ),
     (
         Meaning::Makes,
@@ -381,7 +389,7 @@ const PHRASES: &[(Meaning, &str)] = &[
         Meaning::HeadsFrame,
         "tech stack, stack, technology, technologies, constraints, acceptance criteria, \
          acceptance, definition of done, non functional requirements, guidelines, conventions, \
-         notes, background, context, rules, technologien, technik, rahmenbedingungen, \
+         notes, background, context, rules, overview, introduction, motivation, technologien, technik, rahmenbedingungen, \
          randbedingungen, abnahmekriterien, akzeptanzkriterien, hinweise, hintergrund, kontext, \
          tecnologias, restricciones, criterios de aceptacion, notas, contexto, contraintes, \
          criteres d acceptation, remarques, contexte, pile technique",
