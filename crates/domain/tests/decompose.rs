@@ -1,7 +1,7 @@
 //! Texts as people write them, each with the graph it should become: `tests/decompose/*.txt`.
 //!
-//! A file holds, between lines of `%%%`: what the client chose (`mode:`, `phases:`), the text, and
-//! the graph. Its first line is the mode; then a line for each session with its number, kind or
+//! A file holds, between lines of `%%%`: what the client chose (`mode:`, `phases:`, `context:`), the
+//! text, and the graph. Its first line is the mode; then a line for each session with its number, kind or
 //! component, the title where it is made for one feature, and the numbers of those it waits for.
 
 use std::fmt::Write as _;
@@ -80,6 +80,7 @@ fn texts_of_people_become_the_graphs_they_mean() {
                 .into_iter()
                 .find(|mode| mode.name() == field("mode:")),
             phases: &phases,
+            context: Some(field("context:")),
             ..Request::default()
         };
         let found = render(&decompose(&request));

@@ -1,7 +1,8 @@
 //! The parts that software is divided into.
 
-use serde::Serialize;
 use std::fmt;
+
+use serde::Serialize;
 
 /// A part of a system that one session can build.
 ///

@@ -156,7 +156,7 @@ const PHRASES: &[(Meaning, &str)] = &[
          endpoint*, end points, graphql, grpc, microservice*, micro service*, route handler*, \
          webhook*, Express, expressjs, express js, express backend, express server, express api, \
          fastapi, fast api, nodejs, node js, django, Flask, flask api, flask app, spring boot, nestjs, nest js, \
-         laravel, ruby on rails, fastify, axum, http server, node server, openapi, swagger, crud, \
+         laravel, ruby on rails, fastify, http server, node server, openapi, swagger, crud, \
          services, backend service, endpunkt*, rest schnittstelle*, microservicio*, servicio web, \
          servicios web, points de terminaison, point de terminaison, point d entree, \
          punto de acceso, puntos de acceso",

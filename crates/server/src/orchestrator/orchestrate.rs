@@ -34,7 +34,7 @@ impl Orchestrator {
             requirements: Arc::clone(&new.project.requirements),
             created_at: self.parts.clock.now(),
         };
-        let (sessions, how) = self.divided(&new, orchestration.id);
+        let (sessions, how) = self.divided(&new, orchestration.id).await?;
         let sessions = self.new_sessions(sessions)?;
         let details = |session: &Session| self.details(Arc::new(session.clone()));
         let made = Orchestrated {
@@ -97,11 +97,11 @@ impl Orchestrator {
     }
 
     /// The sessions of a new orchestration, and how they came about in a sentence or two.
-    fn divided(
+    async fn divided(
         &self,
         new: &NewOrchestration,
         id: OrchestrationId,
-    ) -> (Vec<(SessionId, NewSession)>, String) {
+    ) -> Result<(Vec<(SessionId, NewSession)>, String), OrchestratorError> {
         let strategy = new.strategy.clone().unwrap_or_default();
         let base = NewSession {
             auto_start: new.auto_start,
@@ -115,17 +115,24 @@ impl Orchestrator {
                 .and_then(|most| u32::try_from(most).ok()),
             ..NewSession::new(Kind::Coordination, new.project.clone())
         };
-        match (&new.plan, new.kind, &new.strategy) {
+        Ok(match (&new.plan, new.kind, &new.strategy) {
             (Some(plan), ..) => (self.of_graph(plan, &base), plan.summary.clone()),
             (None, Some(kind), None) => {
                 let only = NewSession { kind, ..base };
                 (vec![(self.parts.ids.session(), only)], String::new())
             }
             _ => {
-                let graph = decompose(&request(&new.project, &strategy));
+                let project = new.project.clone();
+                // A text may be a megabyte.
+                let divide =
+                    tokio::task::spawn_blocking(move || decompose(&request(&project, &strategy)));
+                let graph = divide.await.map_err(|source| StoreError::Unavailable {
+                    what: "divide the requirements",
+                    source: Some(Arc::new(source)),
+                })?;
                 (self.of_graph(&graph, &base), graph.summary)
             }
-        }
+        })
     }
 
     fn of_graph(&self, graph: &ProposedGraph, base: &NewSession) -> Vec<(SessionId, NewSession)> {

@@ -53,11 +53,12 @@ async fn the_same_request_is_answered_the_same_in_every_form() {
         .await
         .is_error(422, "idempotency_mismatch");
     let made = keyed(&app, WEBHOOK, "k2", &orchestrate).await;
+    let count = app.store.active().len();
     assert_eq!(
         keyed(&app, WEBHOOK, "k2", &orchestrate).await.text(),
         made.text()
     );
-    assert_eq!(app.store.active().len(), 2);
+    assert_eq!(app.store.active().len(), count);
 }
 
 #[tokio::test]

@@ -302,7 +302,7 @@ async fn options_beside_the_session_and_unknown_fields() {
 }
 
 #[tokio::test]
-async fn orchestrate_says_what_had_no_effect() {
+async fn orchestrate_divides_the_requirements_as_the_strategy_says() {
     let app = App::new().await;
     let made = app
         .webhook(&json!({
@@ -317,13 +317,28 @@ async fn orchestrate_says_what_had_no_effect() {
         }))
         .await;
     let result = &made.json()["results"][0];
-    assert_eq!(result["data"]["sessions"][0]["type"], "coordination");
-    assert_eq!(result["data"]["sessions"][0]["status"], "queued");
+    let sessions = result["data"]["sessions"].as_array().expect("sessions");
+    let shown = |session: &Value| {
+        let waits = session["dependencies"].as_array().map_or(0, Vec::len);
+        let text = |name: &str| session[name].as_str().unwrap_or("").to_owned();
+        format!(
+            "{} {} <- {waits}: {}",
+            text("type"),
+            text("status"),
+            text("title")
+        )
+    };
+    let shown: Vec<String> = sessions.iter().map(shown).collect();
+    expect![[r#"
+        analysis queued <- 0: Analysis
+        implementation pending <- 1: API/backend
+        implementation pending <- 1: Authentication
+        implementation pending <- 2: Frontend"#]].assert_eq(&shown.join("\n"));
     let summary = result["data"]["summary"].as_str().expect("a summary");
     assert!(
-        summary.starts_with("Started 1 Claude session for o/r."),
+        summary.starts_with("Started 4 Claude sessions for o/r"),
         "{summary}"
     );
-    assert!(summary.contains("no effect"), "{summary}");
-    assert_eq!(app.store.active()[0].timeout_s, Some(2));
+    let stored = app.store.active();
+    assert!(stored.iter().all(|one| one.parallel_max == Some(3)));
 }

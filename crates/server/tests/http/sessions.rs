@@ -451,7 +451,10 @@ async fn an_orchestration_is_got_and_cancelled() {
     let app = App::new().await;
     let project = json!({ "repository": "o/r", "requirements": "x" });
     let made = app
-        .post("/api/v1/orchestrations", &json!({ "project": project }))
+        .post(
+            "/api/v1/orchestrations",
+            &json!({ "project": project, "sessionType": "coordination" }),
+        )
         .await;
     assert_eq!(made.status, 201);
     let id = made.json()["data"]["orchestrationId"]

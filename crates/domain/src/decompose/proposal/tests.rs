@@ -110,7 +110,7 @@ fn fields_are_checked_and_named() {
         expect!["sessions[1].type must be analysis, implementation, testing or review"],
     );
     check(
-        with("type", Value::Null),
+        with("type", json!("")),
         expect!["sessions[1].type must be a text of 1 to 64 bytes that is not blank"],
     );
     check(
@@ -132,6 +132,20 @@ fn fields_are_checked_and_named() {
     check(
         with("dependencies", json!([1])),
         expect!["sessions[1].dependencies[0] must be a text of 1 to 64 bytes that is not blank"],
+    );
+}
+
+#[test]
+fn a_key_and_what_is_to_be_done_are_enough() {
+    let plan = json!({ "sessions": [{ "key": "a", "requirements": "do it" }] });
+    let repository = "owner/name".parse().expect("a repository");
+    let graph = ProposedGraph::from_plan_json(&plan, &PlanLimits::of(&repository));
+    let [only] = &graph.expect("a plan").sessions[..] else {
+        panic!("one session");
+    };
+    assert_eq!(
+        (only.kind, only.title.as_str()),
+        (Kind::Implementation, "a")
     );
 }
 

@@ -1,0 +1,121 @@
+//! One request, a graph of sessions.
+
+use serde_json::{Value, json};
+
+use crate::app::App;
+
+fn project() -> Value {
+    json!({ "repository": "o/r", "requirements": "Build a task app" })
+}
+
+fn orchestrate(more: &Value) -> Value {
+    let mut body = json!({ "type": "orchestrate", "project": project() });
+    let more = more.as_object().expect("an object").clone();
+    body.as_object_mut().expect("an object").extend(more);
+    body
+}
+
+fn plan() -> Value {
+    json!({ "sessions": [
+        { "key": "join", "type": "testing", "requirements": "test", "dependencies": ["a", "b"] },
+        { "key": "a", "requirements": "do a", "title": "First" },
+        { "key": "b", "requirements": "do b" },
+    ] })
+}
+
+async fn made(app: &App, body: &Value) -> Value {
+    let reply = app.webhook(body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()["results"][0]["data"].clone()
+}
+
+#[tokio::test]
+async fn a_client_may_bring_its_own_plan() {
+    let app = App::new().await;
+    let data = made(&app, &orchestrate(&json!({ "plan": plan() }))).await;
+    let sessions = data["sessions"].as_array().expect("sessions");
+    let titles: Vec<&Value> = sessions.iter().map(|one| &one["title"]).collect();
+    assert_eq!(titles, [&json!("First"), &json!("b"), &json!("join")]);
+    assert_eq!(
+        sessions[2]["dependencies"],
+        json!([sessions[0]["id"], sessions[1]["id"]])
+    );
+    assert_eq!(sessions[2]["status"], "pending");
+    assert_eq!(sessions[0]["project"]["requirements"], "do a");
+}
+
+#[tokio::test]
+async fn a_plan_that_cannot_be_makes_nothing_and_says_why() {
+    let app = App::new().await;
+    let circle = json!({ "sessions": [
+        { "key": "a", "requirements": "x", "dependencies": ["b"] },
+        { "key": "b", "requirements": "x", "dependencies": ["a"] },
+    ] });
+    app.webhook(&orchestrate(&json!({ "plan": circle })))
+        .await
+        .is_error(400, "dependency_cycle");
+    let nobody = json!({ "sessions": [
+        { "key": "a", "requirements": "x", "dependencies": ["z"] },
+    ] });
+    let reply = app.webhook(&orchestrate(&json!({ "plan": nobody }))).await;
+    reply.is_error(400, "invalid_field");
+    assert_eq!(
+        reply.json()["details"]["path"],
+        "plan.sessions[0].dependencies[0]"
+    );
+    assert!(app.store.active().is_empty());
+}
+
+#[tokio::test]
+async fn a_graph_can_be_looked_at_before_anything_runs() {
+    let app = App::new().await;
+    let body = orchestrate(&json!({ "plan": plan(), "autoStart": false }));
+    let data = made(&app, &body).await;
+    let statuses = |sessions: &Value| -> Vec<String> {
+        let sessions = sessions.as_array().expect("sessions").iter();
+        sessions
+            .map(|one| one["status"].as_str().unwrap_or("").to_owned())
+            .collect()
+    };
+    assert_eq!(statuses(&data["sessions"]), ["initializing"; 3]);
+    let id = data["orchestrationId"].as_str().expect("an id");
+    let start = json!({ "type": "orchestration.start", "orchestrationId": id });
+    let reply = app.webhook(&start).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let started = &reply.json()["data"]["orchestration"];
+    assert_eq!(
+        statuses(&started["sessions"]),
+        ["queued", "queued", "pending"]
+    );
+    let path = format!("/api/v1/orchestrations/{id}/start");
+    let again = app.post(&path, &json!({})).await;
+    assert_eq!(again.json(), reply.json());
+    let start = json!({ "type": "orchestration.start",
+        "orchestrationId": "00000000-0000-7000-8000-0000000000ff" });
+    app.webhook(&start)
+        .await
+        .is_error(404, "orchestration_not_found");
+}
+
+#[tokio::test]
+async fn options_hold_for_every_session() {
+    let app = App::new().await;
+    let options = json!({ "priority": 3, "maxCostUsd": 1.5 });
+    made(
+        &app,
+        &orchestrate(&json!({ "plan": plan(), "options": options })),
+    )
+    .await;
+    let stored = app.store.active();
+    assert_eq!(stored.len(), 3);
+    assert!(stored.iter().all(|one| one.priority == 3));
+    assert!(
+        stored
+            .iter()
+            .all(|one| one.steering.max_cost_usd == Some(1.5))
+    );
+    let too_high = json!({ "plan": plan(), "options": { "priority": 11 } });
+    app.webhook(&orchestrate(&too_high))
+        .await
+        .is_error(400, "invalid_field");
+}
