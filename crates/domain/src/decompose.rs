@@ -43,6 +43,7 @@ mod mentions;
 mod mode;
 mod phases;
 mod pieces;
+mod planning;
 pub mod proposal;
 mod vocabulary;
 mod wording;
@@ -50,6 +51,7 @@ mod words;
 
 pub use component::Component;
 pub use mode::DependencyMode;
+pub use planning::{Answer, Planning, planned_sessions};
 pub use proposal::{PlanError, PlanLimits, plan_prompt, plan_schema};
 
 use serde::Serialize;

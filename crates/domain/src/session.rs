@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::decompose::Planning;
 use crate::ending::{Cut, Ending, Loss, Outcome, Usage};
 use crate::ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 use crate::output::{Artifact, SessionResult};
@@ -45,6 +46,8 @@ pub struct Session {
     pub parallel_max: Option<u32>,
     /// A shell command that is run instead of Claude: the gate of a landing.
     pub command: Option<String>,
+    /// What it divides, where its answer is a plan.
+    pub planning: Option<Planning>,
     /// What was asked of it after it was made.
     pub steering: Steering,
     /// What it left, once Claude has ended.
@@ -249,6 +252,7 @@ impl Session {
             priority: 0,
             parallel_max: None,
             command: None,
+            planning: None,
             steering: Steering::default(),
             report: None,
         }

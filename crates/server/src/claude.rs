@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use baton_agent::protocol::{ClaudeCommand, LOOPBACK_PORT, STATE_DIR};
+use baton_domain::decompose::plan_schema;
 use baton_domain::{Kind, Session, SessionId};
 
 /// The most bytes of one dependency's summary that a prompt carries.
@@ -97,6 +98,9 @@ fn arguments(session: &Session) -> Vec<String> {
     arguments.push(denied.join(","));
     arguments.push("--session-id".to_owned());
     arguments.push(session.claude_session_id.to_string());
+    if session.planning.is_some() {
+        arguments.extend(["--json-schema".to_owned(), plan_schema().to_string()]);
+    }
     if !session.project_settings {
         // With `-p` no trust check is made: a repository's own hooks would run.
         arguments.extend(["--setting-sources".to_owned(), String::new()]);

@@ -1,5 +1,7 @@
 //! The end of a session: what it left is recorded and landed.
 
+mod planned;
+
 use std::sync::Arc;
 
 use baton_domain::ending::{Ending, FailureCode, Outcome, Usage};
@@ -84,6 +86,12 @@ impl Concluder {
                 Err(error) if !last_try => return Err(unfinished(session, error)),
                 Err(error) => outcome = not_found(outcome, &error, &mut report),
             }
+        }
+        if let Some(planning) = &session.planning
+            && outcome.is_completed()
+        {
+            self.make_planned(session, planning, ending, &mut report)
+                .await?;
         }
         failpoint::reach("landed");
         let event = SessionEvent::Concluded(*attempt, outcome);

@@ -270,6 +270,7 @@ impl Orchestrator {
                 title: new.title,
                 priority: new.priority,
                 parallel_max: new.parallel_max,
+                planning: new.planning,
                 steering: Steering {
                     max_cost_usd: new.max_cost_usd,
                     ..Steering::default()

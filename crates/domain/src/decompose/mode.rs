@@ -1,9 +1,9 @@
 //! What waits for what in an orchestration.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What waits for what in an orchestration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DependencyMode {
     /// Independent sessions together.

@@ -351,6 +351,7 @@ fn new_session_of(
         orchestration_id: optional_id_field(session, "orchestrationId")?,
         title: None,
         parallel_max: None,
+        planning: None,
         priority: priority_option(&places)?,
         max_cost_usd: first_of(&places, |options| {
             options.amount("maxCostUsd", COST_USD_MAX)

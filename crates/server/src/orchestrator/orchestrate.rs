@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use baton_domain::decompose::{ProposedGraph, Request, decompose};
+use baton_domain::decompose::{Planning, ProposedGraph, Request, decompose, plan_prompt};
 use baton_domain::{
     Kind, OrchestrationId, Project, Session, SessionEvent, SessionId, SessionState,
 };
 
 use super::{
     Accepted, NewOrchestration, NewSession, Once, Orchestrated, OrchestrationDetails, Orchestrator,
-    OrchestratorError, Strategy, idempotency,
+    OrchestratorError, Planner, Strategy, idempotency,
 };
 use crate::store::{NewSessions, Orchestration, StoreError, Transition};
 
@@ -121,6 +121,13 @@ impl Orchestrator {
                 let only = NewSession { kind, ..base };
                 (vec![(self.parts.ids.session(), only)], String::new())
             }
+            _ if strategy.planner == Planner::Claude => {
+                let how = "A session of Claude's reads the repository first and plans the others";
+                (
+                    vec![(self.parts.ids.session(), planner(new, strategy, base))],
+                    how.to_owned(),
+                )
+            }
             _ => {
                 let project = new.project.clone();
                 // A text may be a megabyte.
@@ -156,6 +163,30 @@ impl Orchestrator {
             (*id, session)
         });
         sessions.collect()
+    }
+}
+
+/// The session that plans the others. It runs even where they are not to start yet: there would
+/// be nothing to look at.
+fn planner(new: &NewOrchestration, strategy: Strategy, base: NewSession) -> NewSession {
+    let planning = Planning {
+        requirements: Arc::clone(&new.project.requirements),
+        mode: strategy.dependency_mode,
+        phases: strategy.phases,
+        parallel_sessions: strategy.parallel_sessions,
+        auto_start: new.auto_start,
+    };
+    let prompt = plan_prompt(&planning.request(new.project.context.as_deref()));
+    NewSession {
+        kind: Kind::Analysis,
+        project: Project {
+            requirements: prompt.into(),
+            ..new.project.clone()
+        },
+        title: Some("Plan".to_owned()),
+        auto_start: true,
+        planning: Some(planning),
+        ..base
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 pub use baton_domain::decompose::DependencyMode;
-use baton_domain::decompose::ProposedGraph;
+use baton_domain::decompose::{Planning, ProposedGraph};
 use baton_domain::dependencies::DependencyError;
 use baton_domain::{ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status};
 use serde::Serialize;
@@ -108,6 +108,8 @@ pub struct NewSession {
     pub priority: i32,
     /// See [`Session::parallel_max`].
     pub parallel_max: Option<u32>,
+    /// See [`Session::planning`].
+    pub planning: Option<Planning>,
     /// US dollars it may cost before it pauses and asks; no limit when absent.
     pub max_cost_usd: Option<f64>,
 }
@@ -137,6 +139,7 @@ impl NewSession {
             title: None,
             priority: 0,
             parallel_max: None,
+            planning: None,
             max_cost_usd: None,
         }
     }

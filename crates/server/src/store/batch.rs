@@ -295,6 +295,7 @@ impl Batch {
                 priority: session.priority,
                 parallel_max: session.parallel_max,
                 command: session.command.clone(),
+                planning: session.planning.clone(),
             },
         })?;
         self.rows.states.push(&StateRow {

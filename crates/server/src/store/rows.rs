@@ -3,6 +3,7 @@
 //! A whole batch then is a handful of statements, however many rows it has. The statements are in
 //! [`super::sqlite`].
 
+use baton_domain::decompose::Planning;
 use baton_domain::session::Report;
 use baton_domain::steering::Steering;
 use baton_domain::{
@@ -127,6 +128,8 @@ pub(super) struct Brief {
     pub(super) parallel_max: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) command: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) planning: Option<Planning>,
     pub(super) created_at: Timestamp,
 }
 

@@ -389,6 +389,7 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         priority: brief.priority,
         parallel_max: brief.parallel_max,
         command: brief.command,
+        planning: brief.planning,
         steering,
         report,
     };

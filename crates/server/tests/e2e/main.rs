@@ -14,6 +14,7 @@ mod fake_claude;
 mod hostile;
 mod orchestrate;
 mod own_image;
+mod planner;
 mod remote;
 mod runtime_away;
 mod sealed;

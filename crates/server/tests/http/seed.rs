@@ -333,7 +333,8 @@ async fn orchestrate_divides_the_requirements_as_the_strategy_says() {
         analysis queued <- 0: Analysis
         implementation pending <- 1: API/backend
         implementation pending <- 1: Authentication
-        implementation pending <- 2: Frontend"#]].assert_eq(&shown.join("\n"));
+        implementation pending <- 2: Frontend"#]]
+    .assert_eq(&shown.join("\n"));
     let summary = result["data"]["summary"].as_str().expect("a summary");
     assert!(
         summary.starts_with("Started 4 Claude sessions for o/r"),
