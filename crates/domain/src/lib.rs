@@ -4,6 +4,7 @@
 //! network. The server observes the world, asks this crate what it means and what to do, and
 //! does it. See `ARCHITECTURE.md` for the map.
 
+pub mod budget;
 pub mod decompose;
 pub mod dependencies;
 pub mod ending;
@@ -18,6 +19,7 @@ pub mod session;
 pub mod steering;
 #[cfg(test)]
 mod testing;
+pub mod waiting;
 
 pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 pub use project::{Branch, Kind, Project, Repository};

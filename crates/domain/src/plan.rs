@@ -11,6 +11,7 @@ use crate::project::Kind;
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::schedule::{Durations, OpenSession, Phase, Slots, choose, rank};
 use crate::session::{Session, SessionState, Standing};
+use crate::waiting::{account_limit, may_launch};
 
 /// How old a sandbox without a session must be before it is removed. A sandbox is made after its
 /// session is recorded, so a young one belongs to a server that is faster than our listing.
@@ -129,6 +130,7 @@ fn open_sessions<'a>(
     standing: &impl Fn(SessionId) -> Option<Standing>,
     durations: &Durations,
 ) -> Vec<OpenSession<'a>> {
+    let limit = account_limit(&snapshot.sessions, snapshot.now);
     let sessions = snapshot.sessions.iter();
     let open = sessions.map(|session| {
         let is_queued = session.state == SessionState::Queued;
@@ -137,7 +139,8 @@ fn open_sessions<'a>(
         } else if is_queued && snapshot.busy.contains(&session.id) {
             // A launch under way takes a slot when it is recorded.
             Phase::HoldsSlot
-        } else if is_queued && ready(session, standing) {
+        } else if is_queued && may_launch(session, limit, snapshot.now) && ready(session, standing)
+        {
             Phase::Ready
         } else {
             Phase::Waiting
@@ -406,6 +409,21 @@ mod tests {
     #[test]
     fn a_dependent_is_launched_when_all_have_completed() {
         check("c:queued<-ab", "a:done b:done", "", expect!["launch c"]);
+    }
+
+    #[test]
+    fn nothing_is_launched_until_the_usage_limit_is_lifted() {
+        let mut limited = session("a:concluding");
+        limited.steering.limited_until = Some(at(5_000));
+        let mut snapshot = snapshot("b:queued", "b:prepared");
+        snapshot.sessions.insert(0, Arc::new(limited));
+        let standing = |_| Some(Standing::Open);
+        assert_eq!(render(&plan(&snapshot, standing, &limits())), "conclude a");
+        snapshot.now = at(5_000);
+        assert_eq!(
+            render(&plan(&snapshot, standing, &limits())),
+            "conclude a, launch b"
+        );
     }
 
     #[test]

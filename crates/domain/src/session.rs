@@ -9,6 +9,7 @@ use crate::ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 use crate::output::{Artifact, SessionResult};
 use crate::project::{Kind, Project};
 use crate::steering::{MESSAGES_WAITING_MAX, Pause, Resume, Steering};
+use crate::waiting::launch_after;
 
 /// A session as it is kept.
 #[derive(Debug, Clone, PartialEq)]
@@ -262,7 +263,8 @@ impl Session {
     /// the only ways a session changes.
     ///
     /// A session that had a sandbox and queues again gets the next attempt. One that is concluded
-    /// while a message waits goes on with the message instead of finishing.
+    /// while a message waits goes on with the message instead of finishing; one that paused is told
+    /// what waited when it goes on, and is granted a budget where that is what it paused for.
     ///
     /// # Errors
     /// [`InvalidTransition`] when `event` cannot happen here, or too many messages wait already.
@@ -284,9 +286,24 @@ impl Session {
             E::MessageTold(_, number) => steering.messages.retain(|one| one.number > *number),
             E::LimitHit(_, until) => steering.limited_until = Some(*until),
             E::BudgetSet(max_usd) => steering.max_cost_usd = Some(*max_usd),
-            E::Resumed(resume) => steering.resume = Some(resume.clone()),
+            E::Resumed(resume) => {
+                let mut resume = resume.clone();
+                if let SessionState::Paused { pause, .. } = &self.state {
+                    if !steering.messages.is_empty() {
+                        resume.text = [resume.text, steering.take_messages()].join("\n\n");
+                    }
+                    if let Pause::Budget { spent_usd } = pause {
+                        steering.grant(*spent_usd);
+                    }
+                }
+                steering.resume = Some(resume);
+            }
             E::RetryRequested => steering.resume = None,
             E::LaunchDecided(attempt) => next.attempt = *attempt,
+            E::LaunchLost(_) => {
+                steering.launches_lost += 1;
+                steering.launch_after = Some(launch_after(steering.launches_lost, now));
+            }
             E::Concluded(attempt, outcome)
                 if *outcome != Outcome::Cancelled
                     && self.state.started_at().is_some()
@@ -309,9 +326,14 @@ impl Session {
         );
         if had_sandbox && next.state == SessionState::Queued {
             next.attempt = Attempt(self.attempt.0 + 1);
-            next.steering.limited_until = None;
-            let spent = self.report.as_ref().and_then(|report| report.usage);
-            next.steering.cost_before_usd += spent.map_or(0.0, |usage| usage.cost_usd);
+            // What is counted among the earlier attempts is not the next one's.
+            let used = next.report.as_mut().and_then(|report| report.usage.take());
+            let cost_usd = used.map_or(0.0, |usage| usage.cost_usd);
+            if !matches!(event, E::LaunchLost(_)) {
+                next.steering.count_attempt(cost_usd);
+                next.steering.launches_lost = 0;
+                next.steering.launch_after = None;
+            }
         }
         Ok(next)
     }

@@ -27,12 +27,25 @@ pub struct Steering {
     /// US dollars that all attempts together may cost before the session pauses and asks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_cost_usd: Option<f64>,
-    /// Until when the model API refuses the account's calls, as this attempt was told.
+    /// Until when the model API refuses the account's calls, as the last attempt was told that was
+    /// refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limited_until: Option<Timestamp>,
     /// US dollars that earlier attempts cost.
     #[serde(skip_serializing_if = "is_nothing")]
     pub cost_before_usd: f64,
+    /// US dollars that earlier attempts cost in the conversation that the next one goes on in.
+    #[serde(skip_serializing_if = "is_nothing")]
+    pub conversation_cost_usd: f64,
+    /// US dollars that were spent when `max_cost_usd` was last granted.
+    #[serde(skip_serializing_if = "is_nothing")]
+    pub granted_from_usd: f64,
+    /// How many launches in a row were lost to the host.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub launches_lost: u64,
+    /// Not to be launched before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launch_after: Option<Timestamp>,
 }
 
 /// Where an attempt goes on: in the conversation and from the code of an earlier one.
