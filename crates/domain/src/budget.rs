@@ -4,7 +4,7 @@
 //! session pauses with its work saved, and somebody is asked.
 
 use crate::session::Session;
-use crate::steering::{Resume, Steering};
+use crate::steering::Steering;
 
 /// The share of a budget at which a warning is given.
 const WARNED_SHARE: f64 = 0.8;
@@ -50,8 +50,9 @@ impl Steering {
     /// well; where the earlier process was killed it does not. The estimate tells which.
     #[must_use]
     pub fn attempt_cost_usd(&self, reported_usd: f64, metered_usd: f64) -> f64 {
-        let own_usd = reported_usd - self.conversation_cost_usd;
-        let includes_before = self.conversation_cost_usd > 0.0
+        let before_usd = self.cost_before_usd - self.conversation_from_usd;
+        let own_usd = reported_usd - before_usd;
+        let includes_before = before_usd > 0.0
             && own_usd >= 0.0
             && (own_usd - metered_usd).abs() <= (reported_usd - metered_usd).abs();
         if includes_before {
@@ -61,26 +62,20 @@ impl Steering {
         }
     }
 
-    /// Lets a session that paused for its budget go on: with what the budget was raised to
-    /// meanwhile, or else with as much again as it was last given.
+    /// Lets a session go on whose budget is spent, with as much again as it was last given.
     pub(crate) fn grant(&mut self, spent_usd: f64) {
-        let Some(max_usd) = self.max_cost_usd else {
+        let Some(max_usd) = self.max_cost_usd.filter(|_| !self.affords(spent_usd)) else {
             return;
         };
-        if !self.affords(spent_usd) {
-            let amount_usd = (max_usd - self.granted_from_usd).max(NOTHING_USD);
-            self.max_cost_usd = Some(spent_usd + amount_usd);
-        }
+        let amount_usd = (max_usd - self.granted_from_usd).max(NOTHING_USD);
+        self.max_cost_usd = Some(spent_usd + amount_usd);
         self.granted_from_usd = spent_usd;
     }
 
-    /// Counts an attempt among those before. `resume` is where the next one goes on.
-    pub(crate) fn count_attempt(&mut self, cost_usd: f64) {
-        self.cost_before_usd += cost_usd;
-        self.conversation_cost_usd = match &self.resume {
-            Some(Resume { .. }) => self.conversation_cost_usd + cost_usd,
-            None => 0.0,
-        };
+    /// Takes up a budget that a client sets, when `spent_usd` are spent.
+    pub fn set_budget(&mut self, max_usd: f64, spent_usd: f64) {
+        self.max_cost_usd = Some(max_usd);
+        self.granted_from_usd = spent_usd;
     }
 }
 
@@ -88,15 +83,14 @@ impl Session {
     /// US dollars that all attempts together cost, as far as they were reported.
     #[must_use]
     pub fn spent_usd(&self) -> f64 {
-        let last = self.report.as_ref().and_then(|report| report.usage);
-        self.steering.cost_before_usd + last.map_or(0.0, |usage| usage.cost_usd)
+        let told = self.report.as_ref().and_then(|report| report.usage);
+        told.map_or(self.steering.cost_before_usd, |usage| usage.cost_usd)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::Attempt;
 
     fn steering(max_cost_usd: f64) -> Steering {
         Steering {
@@ -142,7 +136,7 @@ mod tests {
         steering.grant(10.6);
         assert_eq!(steering.max_cost_usd, Some(15.6));
         // A client raised it: that is what counts, and what is granted the next time.
-        steering.max_cost_usd = Some(35.6);
+        steering.set_budget(35.6, 15.6);
         steering.grant(15.6);
         assert_eq!(steering.max_cost_usd, Some(35.6));
         steering.grant(35.6);
@@ -151,24 +145,17 @@ mod tests {
 
     #[test]
     fn what_a_conversation_cost_before_is_not_counted_twice() {
-        let mut steering = Steering {
-            resume: Some(Resume {
-                from: Attempt::FIRST,
-                text: "go on".into(),
-            }),
-            ..Steering::default()
-        };
+        let mut steering = Steering::default();
         assert_eq!(steering.attempt_cost_usd(2.0, 1.9), 2.0);
-        steering.count_attempt(2.0);
+        steering.cost_before_usd = 2.0;
         // With the earlier cost, and without it.
         assert_eq!(steering.attempt_cost_usd(5.0, 3.1), 3.0);
         assert_eq!(steering.attempt_cost_usd(3.0, 3.1), 3.0);
         assert_eq!(steering.attempt_cost_usd(0.5, 0.5), 0.5);
         // Our own estimate is gone after a restart.
         assert_eq!(steering.attempt_cost_usd(5.0, 0.0), 3.0);
-        steering.resume = None;
-        steering.count_attempt(3.0);
+        // A retry began anew.
+        (steering.cost_before_usd, steering.conversation_from_usd) = (5.0, 5.0);
         assert_eq!(steering.attempt_cost_usd(7.0, 0.0), 7.0);
-        assert_eq!(steering.cost_before_usd, 5.0);
     }
 }

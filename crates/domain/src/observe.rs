@@ -9,6 +9,7 @@ use crate::ending::Loss;
 use crate::ids::{Attempt, SessionId};
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::session::{Session, SessionEvent, SessionState};
+use crate::waiting::launch_lost;
 
 /// The exit code of a process that SIGKILL ended, as container runtimes report it.
 const KILLED_CODE: i64 = 137;
@@ -40,19 +41,23 @@ pub struct Sandboxes {
     pub interrupted_at: Option<Timestamp>,
     /// Whether the machine was restarted since the sessions were launched.
     pub host_rebooted: bool,
+    /// Attempts whose agents were never given their job, as far as this server knows for certain:
+    /// Claude cannot have been started there.
+    pub untold: HashSet<(SessionId, Attempt)>,
 }
 
-/// The losses that the sandboxes show. Everything else that happens to a sandbox is told by its
+/// The losses that the sandboxes show. One that lost nothing but a launch is launched again, within
+/// bounds. Everything else that happens to a sandbox is told by its
 /// agent, and an agent exits only after its report was recorded.
 #[must_use]
 pub fn losses(snapshot: &Snapshot) -> Vec<(Arc<Session>, SessionEvent)> {
     let lost = |session: &Arc<Session>| {
         let attempt = session.state.live_attempt()?;
         let loss = loss(session, attempt, &snapshot.sandboxes)?;
-        Some((
-            Arc::clone(session),
-            SessionEvent::SandboxLost(attempt, loss),
-        ))
+        let untold = snapshot.sandboxes.untold.contains(&(session.id, attempt));
+        let again = launch_lost(session, attempt).filter(|_| untold);
+        let event = again.unwrap_or(SessionEvent::SandboxLost(attempt, loss));
+        Some((Arc::clone(session), event))
     };
     let idle = snapshot
         .sessions
@@ -142,6 +147,7 @@ mod tests {
         let text = match losses(&snapshot).as_slice() {
             [] => String::new(),
             [(_, SessionEvent::SandboxLost(_, loss))] => format!("{loss:?}"),
+            [(_, SessionEvent::LaunchLost(_))] => "again".to_owned(),
             other => format!("{other:?}"),
         };
         expected.assert_eq(&text);
@@ -188,6 +194,19 @@ mod tests {
             expect![""],
         );
         check("a:queued", None, complete(), expect![""]);
+    }
+
+    #[test]
+    fn only_a_sandbox_that_was_never_told_what_to_do_is_replaced() {
+        let untold = || Sandboxes {
+            untold: HashSet::from([(crate::testing::session_id("a"), Attempt::FIRST)]),
+            ..complete()
+        };
+        let gone = || Some(exited(137, false));
+        check("a:starting", gone(), untold(), expect!["again"]);
+        check("a:starting", gone(), complete(), expect!["Exited(137)"]);
+        check("a:running", gone(), untold(), expect!["Exited(137)"]);
+        check("a:stopping", gone(), untold(), expect!["Exited(137)"]);
     }
 
     #[test]

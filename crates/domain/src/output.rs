@@ -3,10 +3,12 @@
 //! Claude Code's stream-json differs from release to release, so everything here is tolerant: an
 //! unknown message gives no line and never an error; the raw events keep it in full.
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::SessionId;
+use crate::waiting::UsageLimit;
 
 /// The most characters of one log line; longer ones end with `…`.
 pub const LOG_LINE_CHARS_MAX: usize = 2_000;
@@ -93,6 +95,22 @@ pub fn log_lines(line: &[u8], workspace: &str) -> Vec<String> {
         None => lines.push(shortened(String::from_utf8_lossy(line))),
     }
     lines
+}
+
+/// The usage limit that a line of Claude's stdout tells of, where the account is refused for it.
+#[must_use]
+pub fn usage_limit(line: &[u8]) -> Option<UsageLimit> {
+    let message: Value = serde_json::from_slice(line).ok()?;
+    let info = &message["rate_limit_info"];
+    let refused = message["type"] == "rate_limit_event"
+        && info["status"] == "rejected"
+        // What goes beyond the limit is paid for, and answered.
+        && info["isUsingOverage"] != true;
+    let resets_at = info["resetsAt"].as_i64();
+    refused.then(|| UsageLimit {
+        resets_at: resets_at.and_then(|second| Timestamp::from_second(second).ok()),
+        retry_after: None,
+    })
 }
 
 fn parts(message: &Value) -> &[Value] {
@@ -327,5 +345,21 @@ mod tests {
             ("Only words.".to_owned(), Vec::new())
         );
         assert_eq!(closing("Next steps:\n1. One\n2) Two").1, ["One", "Two"]);
+    }
+
+    #[test]
+    fn a_usage_limit_is_one_that_refuses() {
+        let limit = |info: &str| {
+            let line = format!(r#"{{"type":"rate_limit_event","rate_limit_info":{{{info}}}}}"#);
+            usage_limit(line.as_bytes()).map(|limit| limit.resets_at.map(Timestamp::as_second))
+        };
+        assert_eq!(
+            limit(r#""status":"rejected","resetsAt":77,"isUsingOverage":false"#),
+            Some(Some(77))
+        );
+        assert_eq!(limit(r#""status":"rejected""#), Some(None));
+        assert_eq!(limit(r#""status":"allowed_warning","resetsAt":77"#), None);
+        assert_eq!(limit(r#""status":"rejected","isUsingOverage":true"#), None);
+        assert_eq!(usage_limit(b"rate_limit_event"), None);
     }
 }

@@ -67,7 +67,7 @@ pub struct Report {
     pub artifacts: Vec<Artifact>,
     /// The commit with its statistics.
     pub result: Option<SessionResult>,
-    /// Tokens and cost.
+    /// Tokens and cost of all attempts that told theirs.
     pub usage: Option<Usage>,
     /// Things a person should know though the outcome stands.
     pub warnings: Vec<String>,
@@ -264,7 +264,8 @@ impl Session {
     ///
     /// A session that had a sandbox and queues again gets the next attempt. One that is concluded
     /// while a message waits goes on with the message instead of finishing; one that paused is told
-    /// what waited when it goes on, and is granted a budget where that is what it paused for.
+    /// what waited when it goes on. One that is asked to go on though its budget is spent is
+    /// granted as much again.
     ///
     /// # Errors
     /// [`InvalidTransition`] when `event` cannot happen here, or too many messages wait already.
@@ -284,21 +285,30 @@ impl Session {
             }
             E::MessageSent(text) => steering.add_message(text),
             E::MessageTold(_, number) => steering.messages.retain(|one| one.number > *number),
-            E::LimitHit(_, until) => steering.limited_until = Some(*until),
-            E::BudgetSet(max_usd) => steering.max_cost_usd = Some(*max_usd),
+            // It is told twice, and by Claude less exactly than by the model API.
+            E::LimitHit(_, until) => {
+                steering.limited_until = steering.limited_until.max(Some(*until));
+            }
+            E::BudgetSet(max_usd) => steering.set_budget(*max_usd, self.spent_usd()),
             E::Resumed(resume) => {
                 let mut resume = resume.clone();
-                if let SessionState::Paused { pause, .. } = &self.state {
-                    if !steering.messages.is_empty() {
-                        resume.text = [resume.text, steering.take_messages()].join("\n\n");
-                    }
-                    if let Pause::Budget { spent_usd } = pause {
-                        steering.grant(*spent_usd);
-                    }
+                let paused = match &self.state {
+                    SessionState::Paused { pause, .. } => Some(pause),
+                    _ => None,
+                };
+                if paused.is_some() && !steering.messages.is_empty() {
+                    resume.text = [resume.text, steering.take_messages()].join("\n\n");
                 }
                 steering.resume = Some(resume);
+                // Nobody asked for more when a usage limit was lifted.
+                if !matches!(paused, Some(Pause::UsageLimit { .. })) {
+                    steering.grant(self.spent_usd());
+                }
             }
-            E::RetryRequested => steering.resume = None,
+            E::RetryRequested => {
+                steering.resume = None;
+                steering.grant(self.spent_usd());
+            }
             E::LaunchDecided(attempt) => next.attempt = *attempt,
             E::LaunchLost(_) => {
                 steering.launches_lost += 1;
@@ -326,11 +336,15 @@ impl Session {
         );
         if had_sandbox && next.state == SessionState::Queued {
             next.attempt = Attempt(self.attempt.0 + 1);
-            // What is counted among the earlier attempts is not the next one's.
-            let used = next.report.as_mut().and_then(|report| report.usage.take());
-            let cost_usd = used.map_or(0.0, |usage| usage.cost_usd);
+            // A report tells of all attempts so far; one that was lost left none.
+            let spent = self.report.as_ref().and_then(|report| report.usage);
+            if let Some(spent) = spent {
+                next.steering.cost_before_usd = spent.cost_usd;
+            }
+            if *event == E::RetryRequested {
+                next.steering.conversation_from_usd = next.steering.cost_before_usd;
+            }
             if !matches!(event, E::LaunchLost(_)) {
-                next.steering.count_attempt(cost_usd);
                 next.steering.launches_lost = 0;
                 next.steering.launch_after = None;
             }

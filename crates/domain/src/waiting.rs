@@ -28,16 +28,32 @@ const LAUNCH_PAUSE: SignedDuration = SignedDuration::from_secs(1);
 const LIMIT_MIN: SignedDuration = SignedDuration::from_secs(10);
 /// What is waited when the end of a limit is not told.
 const LIMIT_DEFAULT: SignedDuration = SignedDuration::from_mins(5);
-/// The longest windows are of 7 days; nothing that is told later is believed.
-const LIMIT_MAX: SignedDuration = SignedDuration::from_hours(8 * 24);
+/// The longest limit that the model API is believed: its longest windows are of 7 days.
+pub const LIMIT_TOLD_MAX: SignedDuration = SignedDuration::from_hours(8 * 24);
+/// The longest limit that a line in a sandbox is believed, where anybody may have printed it. When
+/// it holds longer, the model API says so the next time.
+pub const LIMIT_PRINTED_MAX: SignedDuration = SignedDuration::from_hours(6);
 /// What Claude Code ends with at the end of `--max-budget-usd`.
 const BUDGET_SUBTYPE: &str = "error_max_budget_usd";
 
-/// Until when to wait, of a limit that is told to be lifted at `resets_at`.
-#[must_use]
-pub fn limit_until(resets_at: Option<Timestamp>, now: Timestamp) -> Timestamp {
-    let resets_at = resets_at.unwrap_or(now + LIMIT_DEFAULT);
-    resets_at.clamp(now + LIMIT_MIN, now + LIMIT_MAX)
+/// The account's usage limit is reached, as somebody told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UsageLimit {
+    /// When it is lifted.
+    pub resets_at: Option<Timestamp>,
+    /// In how long to ask again, where nobody told when it is lifted.
+    pub retry_after: Option<SignedDuration>,
+}
+
+impl UsageLimit {
+    /// Until when to wait, `longest` at most.
+    #[must_use]
+    pub fn until(self, now: Timestamp, longest: SignedDuration) -> Timestamp {
+        let wait = self.retry_after.unwrap_or(LIMIT_DEFAULT);
+        let wait = wait.clamp(LIMIT_MIN, longest);
+        let resets_at = self.resets_at.unwrap_or(now + wait);
+        resets_at.clamp(now + LIMIT_MIN, now + longest)
+    }
 }
 
 /// Whether a session whose Claude ended like this goes on later instead of being over.
@@ -431,11 +447,20 @@ mod tests {
 
     #[test]
     fn a_limit_that_cannot_be_is_not_believed() {
-        let day = 24 * 3_600;
-        assert_eq!(limit_until(Some(at(3)), at(50)), at(60));
-        assert_eq!(limit_until(Some(at(500)), at(50)), at(500));
-        assert_eq!(limit_until(Some(at(900 * day)), at(50)), at(50 + 8 * day));
-        assert_eq!(limit_until(None, at(50)), at(350));
+        let until = |resets_at: Option<i64>, retry_after: Option<i64>| {
+            let limit = UsageLimit {
+                resets_at: resets_at.map(at),
+                retry_after: retry_after.map(SignedDuration::from_secs),
+            };
+            limit.until(at(50), LIMIT_PRINTED_MAX).as_second()
+        };
+        let six_hours = 6 * 3_600;
+        assert_eq!(until(Some(3), None), 60);
+        assert_eq!(until(Some(500), Some(7)), 500);
+        assert_eq!(until(Some(100 * six_hours), None), 50 + six_hours);
+        assert_eq!(until(None, Some(70)), 120);
+        assert_eq!(until(None, Some(i64::MAX)), 50 + six_hours);
+        assert_eq!(until(None, None), 350);
     }
 
     proptest! {

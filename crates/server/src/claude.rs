@@ -101,6 +101,10 @@ fn arguments(session: &Session) -> Vec<String> {
     if session.planning.is_some() {
         arguments.extend(["--json-schema".to_owned(), plan_schema().to_string()]);
     }
+    if let Some(left_usd) = session.steering.left_usd() {
+        // It stops between two turns, so that its work can be saved.
+        arguments.extend(["--max-budget-usd".to_owned(), format!("{left_usd:.2}")]);
+    }
     if !session.project_settings {
         // With `-p` no trust check is made: a repository's own hooks would run.
         arguments.extend(["--setting-sources".to_owned(), String::new()]);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use baton_domain::ending::{Ending, FailureCode, Outcome, Usage};
 use baton_domain::output::{Artifact, SessionResult, Unjoined, closing};
 use baton_domain::session::{Report, SessionState};
+use baton_domain::waiting::pause_after;
 use baton_domain::{Attempt, Branch, Session, SessionEvent};
 
 use crate::clock::Clock;
@@ -71,7 +72,22 @@ impl Concluder {
         else {
             return Ok(());
         };
-        let mut report = report_of(ending, metered);
+        let metered_usd = metered.map_or(0.0, |usage| usage.cost_usd);
+        let cost_usd = |reported_usd| session.steering.attempt_cost_usd(reported_usd, metered_usd);
+        let before = session.report.as_ref().and_then(|report| report.usage);
+        let mut report = report_of(ending, metered, before, cost_usd);
+        let spent_usd = report.usage.map_or(0.0, |usage| usage.cost_usd);
+        if let Some(pause) = pause_after(session, ending, spent_usd) {
+            // The agent has pushed the work; the next attempt takes it up from there.
+            let event = SessionEvent::Paused(*attempt, pause);
+            return self.record(session, &event, report).await;
+        }
+        if session.steering.runs_low(spent_usd) {
+            let max_usd = session.steering.max_cost_usd.unwrap_or_default();
+            report.warnings.push(format!(
+                "it cost ${spent_usd:.2} of its budget of ${max_usd:.2}"
+            ));
+        }
         let mut outcome = Outcome::of(ending);
         if ending.setup_failure.is_none() || ending.pushed.is_some() {
             match self.work(session, *attempt, &outcome, ending).await {
@@ -95,11 +111,20 @@ impl Concluder {
         }
         failpoint::reach("landed");
         let event = SessionEvent::Concluded(*attempt, outcome);
+        self.record(session, &event, report).await
+    }
+
+    async fn record(
+        &self,
+        session: &Session,
+        event: &SessionEvent,
+        report: Report,
+    ) -> Result<(), ConcludeError> {
         match apply(
             &self.store,
             self.clock.as_ref(),
             session.id,
-            &event,
+            event,
             Some(report),
         )
         .await
@@ -304,7 +329,13 @@ fn not_landed(
     Outcome::failed(code, text)
 }
 
-fn report_of(ending: &Ending, metered: Option<Usage>) -> Report {
+/// `before` is what earlier attempts used, `cost_usd` what this one cost of what Claude reported.
+fn report_of(
+    ending: &Ending,
+    metered: Option<Usage>,
+    before: Option<Usage>,
+    cost_usd: impl Fn(f64) -> f64,
+) -> Report {
     let (summary, next_steps) = ending
         .result
         .as_ref()
@@ -324,10 +355,15 @@ fn report_of(ending: &Ending, metered: Option<Usage>) -> Report {
     }
     let used = metered.filter(|usage| usage.input_tokens + usage.output_tokens > 0);
     let usage = match &ending.result {
-        Some(result) => Some(result.usage),
+        Some(result) => Some(Usage {
+            cost_usd: cost_usd(result.usage.cost_usd),
+            ..result.usage
+        }),
         None if used.is_some() => {
-            warnings
-                .push("Claude did not say what it cost; the tokens are the gateway's count".into());
+            warnings.push(
+                "Claude did not say what it cost; tokens and cost are the gateway's estimate"
+                    .into(),
+            );
             used
         }
         None => None,
@@ -335,10 +371,21 @@ fn report_of(ending: &Ending, metered: Option<Usage>) -> Report {
     Report {
         summary,
         next_steps,
-        usage,
+        usage: total(before, usage),
         warnings,
         ..Report::default()
     }
+}
+
+fn total(before: Option<Usage>, now: Option<Usage>) -> Option<Usage> {
+    let (Some(before), Some(now)) = (before, now) else {
+        return before.or(now);
+    };
+    Some(Usage {
+        input_tokens: before.input_tokens.saturating_add(now.input_tokens),
+        output_tokens: before.output_tokens.saturating_add(now.output_tokens),
+        cost_usd: before.cost_usd + now.cost_usd,
+    })
 }
 
 /// Commits first to last, then files by name; deleted files are no artifacts.

@@ -3,6 +3,8 @@
 //! This is the only reader of the environment. Secrets come from the environment or from a file
 //! that `<NAME>_FILE` names, never from a flag: flags show in the process list.
 
+mod prices;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use baton_domain::Kind;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+pub use prices::{Price, Prices};
 
 /// The shortest secret that may guard a public address, in bytes.
 const PUBLIC_SECRET_BYTES_MIN: usize = 32;
@@ -81,6 +85,9 @@ pub struct Settings {
     /// Limits by session type; in the file only.
     #[arg(skip)]
     pub limits: HashMap<Kind, KindLimits>,
+    /// Prices by family of models; in the file only.
+    #[arg(skip)]
+    pub prices: HashMap<String, Price>,
     /// Points at which tests let a debug build die.
     #[arg(long, env = "BATON_FAILPOINT", hide = true)]
     #[serde(skip)]
@@ -142,6 +149,8 @@ pub struct Config {
     pub waits: Waits,
     /// Limits by session type.
     pub limits: HashMap<Kind, KindLimits>,
+    /// What model calls are estimated to cost.
+    pub prices: Prices,
     /// See [`Settings::failpoint`].
     pub failpoint: Option<String>,
 }
@@ -249,6 +258,11 @@ impl Settings {
             } else {
                 self.limits
             },
+            prices: if self.prices.is_empty() {
+                file.prices
+            } else {
+                self.prices
+            },
             failpoint: self.failpoint,
         }
     }
@@ -346,6 +360,7 @@ impl Config {
                 term_grace_s: settings.term_grace_seconds.unwrap_or(10),
             },
             limits: settings.limits,
+            prices: Prices::with(settings.prices),
             failpoint: settings.failpoint,
         };
         config.check()?;
@@ -503,6 +518,7 @@ mod tests {
                 term_grace_s: 1,
             },
             limits: HashMap::new(),
+            prices: Prices::default(),
             failpoint: None,
         }
     }
@@ -551,9 +567,11 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file() {
-        let file: Settings =
-            toml::from_str("max_running = 9\nimage = \"mine\"\n[limits.testing]\ncpus = 1.5")
-                .expect("a valid file");
+        let file: Settings = toml::from_str(
+            "max_running = 9\nimage = \"mine\"\n[limits.testing]\ncpus = 1.5\n\
+                [prices.\"opus-9\"]\ninput = 1\noutput = 2\ncache_write = 3\ncache_read = 4",
+        )
+        .expect("a valid file");
         let settings = Settings {
             max_running: Some(2),
             ..Settings::default()
@@ -562,6 +580,7 @@ mod tests {
         assert_eq!(settings.max_running, Some(2));
         assert_eq!(settings.image.as_deref(), Some("mine"));
         assert_eq!(settings.limits[&Kind::Testing].cpus, Some(1.5));
+        assert_eq!(settings.prices["opus-9"].output, 2.0);
     }
 
     #[test]

@@ -8,22 +8,25 @@ pub mod git;
 pub mod lines;
 pub mod link;
 pub mod model;
+mod spending;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use baton_agent::protocol::{AGENT_NAME, AGENT_PATH, CLAUDE_NAME, Job, SOCKET_NAME, UPGRADE};
 use baton_domain::ending::Usage;
+use baton_domain::waiting::UsageLimit;
 use baton_domain::{Attempt, Session, SessionId};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -32,7 +35,7 @@ use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::git::GitExport;
-use self::model::{ModelGateway, TokenCounts};
+use self::model::ModelGateway;
 use crate::clock::Clock;
 use crate::launch::{GIT_PATH, JobError, Jobs};
 use crate::repos::{Repos, base_ref, result_ref, unjoined_refs};
@@ -92,6 +95,22 @@ pub struct Gate {
     newest: Mutex<CancellationToken>,
     closed: CancellationToken,
     metered: Mutex<Usage>,
+    /// Whether it was told that its budget runs low.
+    warned: AtomicBool,
+    handout: Mutex<Handout>,
+}
+
+/// What is known of the handing out of a job. An agent that has it may have started Claude.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Handout {
+    /// An earlier server may have handed it out.
+    Unknown,
+    /// Not handed out yet.
+    NotYet,
+    /// Handed out.
+    Given,
+    /// Never handed out, and never to be.
+    Withheld,
 }
 
 impl Gateway {
@@ -146,11 +165,23 @@ impl Gateway {
         Ok(dir)
     }
 
-    /// Opens the session's socket, or finds it open.
+    /// Opens the session's socket for its launch, or finds it open.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn open(&self, session: &Session) -> io::Result<Arc<Gate>> {
+        self.open_knowing(session, Handout::NotYet)
+    }
+
+    /// Opens the socket of a session that an earlier server may have launched, or finds it open.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn adopt(&self, session: &Session) -> io::Result<Arc<Gate>> {
+        self.open_knowing(session, Handout::Unknown)
+    }
+
+    fn open_knowing(&self, session: &Session, handout: Handout) -> io::Result<Arc<Gate>> {
         let key = (session.id, session.attempt);
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(gate) = gates.get(&key) {
@@ -158,7 +189,7 @@ impl Gateway {
         }
         let dir = self.prepare(session.id, session.attempt)?;
         let listener = bind(&dir)?;
-        let gate = Arc::new(Gate::new(session, Arc::clone(&self.parts)));
+        let gate = Arc::new(Gate::new(session, Arc::clone(&self.parts), handout));
         tokio::spawn(accept(listener, Arc::clone(&gate)));
         gates.insert(key, Arc::clone(&gate));
         Ok(gate)
@@ -171,7 +202,22 @@ impl Gateway {
         }
     }
 
-    /// Tokens counted on the way to and from the model since the socket was opened.
+    /// Whether it is certain that the attempt's agent was not given its job so far.
+    #[must_use]
+    pub fn is_untold(&self, session: SessionId, attempt: Attempt) -> bool {
+        let gate = self.gate(session, attempt);
+        gate.is_some_and(|gate| matches!(*gate.handout(), Handout::NotYet | Handout::Withheld))
+    }
+
+    /// Keeps the job from the attempt's agent for good; false where it may have it already.
+    #[must_use]
+    pub fn withhold(&self, session: SessionId, attempt: Attempt) -> bool {
+        let gate = self.gate(session, attempt);
+        gate.is_some_and(|gate| gate.withhold())
+    }
+
+    /// Tokens counted on the way to and from the model since the socket was opened, and what they
+    /// cost as far as prices tell.
     #[must_use]
     pub fn metered(&self, session: SessionId, attempt: Attempt) -> Option<Usage> {
         let gate = self.gate(session, attempt)?;
@@ -201,7 +247,7 @@ impl Gateway {
 }
 
 impl Gate {
-    fn new(session: &Session, parts: Arc<GatewayParts>) -> Self {
+    fn new(session: &Session, parts: Arc<GatewayParts>, handout: Handout) -> Self {
         let export = GitExport::new(
             parts.repos.mirror_path(&session.project.repository),
             base_ref(session.id, session.attempt),
@@ -222,6 +268,8 @@ impl Gate {
             newest: Mutex::default(),
             closed: CancellationToken::new(),
             metered: Mutex::default(),
+            warned: AtomicBool::new(false),
+            handout: Mutex::new(handout),
         }
     }
 
@@ -243,20 +291,35 @@ impl Gate {
         let _ = self.stop.subscribe().wait_for(|stopped| *stopped).await;
     }
 
+    /// See [`Gateway::withhold`].
+    #[must_use]
+    pub fn withhold(&self) -> bool {
+        let mut handout = self.handout();
+        if *handout == Handout::NotYet {
+            *handout = Handout::Withheld;
+        }
+        *handout == Handout::Withheld
+    }
+
+    /// Notes that the agent has the job, or is about to; false where it must not have it.
+    fn hand_out(&self) -> bool {
+        let mut handout = self.handout();
+        if *handout != Handout::Withheld {
+            *handout = Handout::Given;
+        }
+        *handout == Handout::Given
+    }
+
+    fn handout(&self) -> MutexGuard<'_, Handout> {
+        self.handout.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Ends the link that is being served and gives back what a later one will end this with.
     fn supersede(&self) -> CancellationToken {
         let mine = self.closed.child_token();
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *newest, mine.clone()).cancel();
         mine
-    }
-
-    fn meter(&self, counts: &TokenCounts) {
-        let mut metered = self.metered.lock().unwrap_or_else(PoisonError::into_inner);
-        metered.input_tokens += counts.input_tokens
-            + counts.cache_creation_input_tokens
-            + counts.cache_read_input_tokens;
-        metered.output_tokens += counts.output_tokens;
     }
 }
 
@@ -370,11 +433,21 @@ async fn model_call(State(gate): State<Arc<Gate>>, request: Request) -> Response
         .path_and_query()
         .map_or("/", |path| path.as_str());
     let path = path.strip_prefix("/model").unwrap_or(path).to_owned();
+    if request.method() == Method::POST
+        && let Some(refusal) = gate.refused_call().await
+    {
+        return refusal;
+    }
     let metering = Arc::clone(&gate);
-    gate.parts
+    let response = gate
+        .parts
         .model
         .forward(&path, request, move |counts| metering.meter(&counts))
-        .await
+        .await;
+    if let Some(limit) = response.extensions().get::<UsageLimit>() {
+        gate.note_limit(*limit).await;
+    }
+    response
 }
 
 async fn git_call(State(gate): State<Arc<Gate>>, request: Request) -> Response {

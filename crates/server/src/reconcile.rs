@@ -20,6 +20,7 @@ use baton_domain::plan::{Action, Limits, plan};
 use baton_domain::sandbox::{Sandbox, SandboxState, sandbox_id};
 use baton_domain::schedule::Durations;
 use baton_domain::session::{SessionState, Standing};
+use baton_domain::waiting::{next_change, resumptions};
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -147,7 +148,7 @@ impl Reconciler {
     pub fn adopt(&self) {
         for session in self.parts.store.active() {
             if session.state.live_attempt().is_some()
-                && let Err(error) = self.parts.gateway.open(&session)
+                && let Err(error) = self.parts.gateway.adopt(&session)
             {
                 tracing::error!(session = %session.id, %error, "a session's socket was not opened");
             }
@@ -215,14 +216,21 @@ impl Reconciler {
     }
 
     fn snapshot(&self, complete: bool) -> Snapshot {
+        let sessions = self.parts.store.active();
+        let untold = sessions
+            .iter()
+            .filter(|session| matches!(session.state, SessionState::Starting { .. }))
+            .map(|session| (session.id, session.attempt))
+            .filter(|&(session, attempt)| self.parts.gateway.is_untold(session, attempt));
         Snapshot {
-            sessions: self.parts.store.active(),
             sandboxes: Sandboxes {
                 seen: self.seen.clone(),
                 complete,
                 interrupted_at: self.interrupted_at,
                 host_rebooted: self.host_rebooted,
+                untold: untold.collect(),
             },
+            sessions,
             busy: self.busy.clone(),
             now: self.parts.clock.now(),
             watching_since: self.watching_since,
@@ -300,9 +308,12 @@ impl Reconciler {
         let listing = self
             .listed_at
             .map_or_else(Instant::now, |at| at + self.look_interval());
-        self.backoff
-            .next()
-            .map_or(listing, |retry| retry.min(listing))
+        let now = self.parts.clock.now();
+        let change = next_change(&self.parts.store.active(), now)
+            .and_then(|at| Duration::try_from(at.duration_since(now)).ok())
+            .map(|wait| Instant::now() + wait.min(TICK));
+        let times = [self.backoff.next(), change];
+        times.into_iter().flatten().fold(listing, Instant::min)
     }
 
     /// A removal that was cut short may have left volumes and a directory, and no sandbox that
@@ -400,16 +411,26 @@ impl Reconciler {
     /// Records what the snapshot shows to have happened; true when there was something.
     async fn record(&mut self, snapshot: &Snapshot) -> bool {
         let lost = losses(snapshot);
-        let any_lost = !lost.is_empty();
+        let mut any_news = !lost.is_empty();
         for (session, event) in lost {
+            if let SessionEvent::LaunchLost(attempt) = event {
+                // An agent that was given the job in the meantime is lost in the next pass.
+                if !self.parts.gateway.withhold(session.id, attempt) {
+                    continue;
+                }
+            }
             tracing::warn!(session = %session.id, event = ?event, "a sandbox is lost");
             record(&self.parts, session.id, event).await;
+        }
+        for (session, event) in resumptions(&snapshot.sessions, snapshot.now) {
+            record(&self.parts, session.id, event).await;
+            any_news = true;
         }
         if snapshot.sandboxes.complete {
             self.host_rebooted = false;
             self.remember_boot();
         }
-        let active = if any_lost {
+        let active = if any_news {
             self.parts.store.active()
         } else {
             snapshot.sessions.clone()
@@ -432,7 +453,7 @@ impl Reconciler {
             });
             futures::future::join_all(recorded).await;
         }
-        any_lost || any_blocked
+        any_news || any_blocked
     }
 
     // --- execute ----------------------------------------------------------------------------------

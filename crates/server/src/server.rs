@@ -87,7 +87,8 @@ impl Server {
             base_url: config.model_base_url.clone(),
             credential: config.credential.clone(),
         })
-        .context("model calls cannot be forwarded")?;
+        .context("model calls cannot be forwarded")?
+        .priced(config.prices.clone());
         let gateway = Gateway::new(GatewayParts {
             run_root: data_dir.join("run"),
             agent,

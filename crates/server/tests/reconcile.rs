@@ -2,10 +2,14 @@
 //!
 //! The agents' part is played by hand: what they would report is applied as their link would.
 
+#[path = "reconcile/waiting.rs"]
+mod waiting;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use baton::clock::{Clock, SystemClock};
@@ -24,8 +28,9 @@ use baton::runtime::{Runtime, RuntimeError, Volumes};
 use baton::store::{EventBody, Store, StoreSettings};
 use baton::transition::apply;
 use baton_domain::ending::{ClaudeResult, Ending, Usage};
+use baton_domain::waiting::LAUNCHES_LOST_MAX;
 use baton_domain::{Attempt, Kind, Project, SessionEvent, SessionId, SessionState, sandbox_id};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
@@ -35,6 +40,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 struct App {
     dir: TempDir,
+    clock: Arc<HandClock>,
     store: Store,
     runtime: Arc<FakeRuntime>,
     health: Arc<RuntimeHealth>,
@@ -60,7 +66,8 @@ impl App {
         let store = Store::open(&dir.path().join("data"), settings)
             .await
             .expect("a store");
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let hand_clock = Arc::new(HandClock::default());
+        let clock: Arc<dyn Clock> = Arc::clone(&hand_clock) as _;
         let wake = Arc::new(Notify::new());
         let health = Arc::new(RuntimeHealth::default());
         let repos = Repos::new(RepoSettings {
@@ -120,6 +127,7 @@ impl App {
         });
         Self {
             dir,
+            clock: hand_clock,
             store,
             runtime,
             health,
@@ -133,13 +141,16 @@ impl App {
     async fn restarted(self) -> Self {
         let Self {
             dir,
+            clock,
             store,
             runtime,
             slots_max,
             ..
         } = self;
         store.close().await;
-        Self::over(dir, runtime, slots_max).await
+        let app = Self::over(dir, runtime, slots_max).await;
+        app.clock.passed(clock.ahead());
+        app
     }
 
     async fn create(&self, dependencies: &[SessionId]) -> SessionId {
@@ -190,7 +201,7 @@ impl App {
     }
 
     async fn tell(&self, id: SessionId, event: SessionEvent) {
-        apply(&self.store, &SystemClock, id, &event, None)
+        apply(&self.store, self.clock.as_ref(), id, &event, None)
             .await
             .expect("a possible event");
     }
@@ -256,6 +267,30 @@ impl App {
             .iter()
             .filter(|event| is_outcome(&event.body))
             .count()
+    }
+}
+
+/// The machine's clock, put forward by hand.
+#[derive(Default)]
+struct HandClock {
+    ahead_ms: AtomicI64,
+}
+
+impl HandClock {
+    /// So much time has passed.
+    fn passed(&self, time: SignedDuration) {
+        let ms = i64::try_from(time.as_millis()).expect("not for ever");
+        self.ahead_ms.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    fn ahead(&self) -> SignedDuration {
+        SignedDuration::from_millis(self.ahead_ms.load(Ordering::SeqCst))
+    }
+}
+
+impl Clock for HandClock {
+    fn now(&self) -> Timestamp {
+        SystemClock.now() + self.ahead()
     }
 }
 
@@ -435,14 +470,18 @@ async fn a_container_that_somebody_removed_fails_its_session() {
 async fn a_sandbox_that_cannot_be_made_fails_its_session_with_the_reason() {
     let mut app = App::new(4).await;
     app.settle().await;
-    let refused = RuntimeError::Refused {
+    let refused = || RuntimeError::Refused {
         step: "start",
         id: "x".into(),
         message: "no such runtime: runsc".into(),
     };
-    app.runtime.fail_next(Verb::Launch, refused);
     let session = app.create(&[]).await;
-    app.settle().await;
+    for tries in 0..=LAUNCHES_LOST_MAX {
+        assert_eq!(app.states(&[session]).await, ["queued"], "{tries} tries");
+        app.runtime.fail_next(Verb::Launch, refused());
+        app.clock.passed(SignedDuration::from_secs(16));
+        app.settle().await;
+    }
     let state = app.state(session).await;
     let SessionState::Finished { outcome, .. } = &state else {
         panic!("{state:?}")

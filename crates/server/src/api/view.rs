@@ -7,6 +7,7 @@ use baton_domain::ending::{Outcome, Usage};
 use baton_domain::output::{Artifact, SessionResult};
 use baton_domain::sandbox::sandbox_id;
 use baton_domain::session::{Report, SessionState};
+use baton_domain::steering::Pause;
 use baton_domain::{Attempt, ClaudeSessionId, Kind, OrchestrationId, Project, SessionId, Status};
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -96,11 +97,14 @@ pub struct SessionView<'a> {
     /// What keeps it from getting on, for people; when one session is asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_detail: Option<Cow<'static, str>>,
+    /// Why it stopped in the middle, where it goes on later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause: Option<PauseView>,
     /// The commit it left, with its size.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub result: Option<&'a SessionResult>,
-    /// Tokens and cost.
+    /// Tokens and cost of all attempts.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub usage: Option<&'a Usage>,
@@ -156,6 +160,10 @@ impl<'a> SessionView<'a> {
             error,
             error_code,
             status_detail: None,
+            pause: match &session.state {
+                SessionState::Paused { pause, .. } => Some(PauseView::new(pause)),
+                _ => None,
+            },
             result: report.and_then(|report| report.result.as_ref()),
             usage: report.and_then(|report| report.usage.as_ref()),
             warnings: report.map_or(&[], |report| &report.warnings),
@@ -170,6 +178,39 @@ impl<'a> SessionView<'a> {
             status_detail,
             output: details.session.report.as_ref().map(ReportView::new),
             ..Self::new(details)
+        }
+    }
+}
+
+/// What a session that stopped in the middle waits for.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Pause)]
+pub struct PauseView {
+    /// `usage_limit`: it goes on by itself. `budget`: a message or a larger budget lets it go on.
+    pub reason: &'static str,
+    /// Of `usage_limit`: when the limit is lifted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Millis>,
+    /// Of `budget`: US dollars that all its attempts cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spent_usd: Option<f64>,
+}
+
+impl PauseView {
+    fn new(pause: &Pause) -> Self {
+        match pause {
+            Pause::UsageLimit { until } => Self {
+                reason: "usage_limit",
+                until: Some(Millis(*until)),
+                spent_usd: None,
+            },
+            Pause::Budget { spent_usd } => Self {
+                reason: "budget",
+                until: None,
+                spent_usd: Some(*spent_usd),
+            },
         }
     }
 }

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_agent::protocol::{Frame, FrameError, Hello, Note, Numbered};
+use baton_agent::protocol::{Frame, FrameError, Hello, Note, Numbered, Stream};
 use baton_domain::SessionEvent;
+use baton_domain::output::usage_limit;
 use baton_domain::session::SessionState;
+use baton_domain::waiting::{LIMIT_PRINTED_MAX, UsageLimit};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -16,7 +18,7 @@ use super::Gate;
 use super::lines::{Gap, Lines};
 use crate::failpoint;
 use crate::launch::JobError;
-use crate::store::StoreError;
+use crate::store::{OutputLine, StoreError};
 use crate::transition::{TransitionError, apply_told};
 
 /// How long an agent may take to introduce itself.
@@ -176,7 +178,10 @@ async fn send_job<Io: AsyncWrite>(
     has_job: bool,
     stop: &mut tokio::sync::watch::Receiver<bool>,
 ) -> Result<bool, LinkError> {
-    if has_job || *stop.borrow() {
+    if has_job {
+        return Ok(gate.hand_out());
+    }
+    if *stop.borrow() {
         return Ok(true);
     }
     let job = tokio::select! {
@@ -186,6 +191,10 @@ async fn send_job<Io: AsyncWrite>(
     match job {
         Ok(job) => {
             failpoint::reach("job_ready");
+            // From here on the agent may start Claude, whatever becomes of this connection.
+            if !gate.hand_out() {
+                return Ok(false);
+            }
             send(writer, &Frame::Job(Box::new(job))).await?;
             failpoint::reach("job_sent");
             Ok(true)
@@ -219,6 +228,12 @@ async fn store_batch<Io: AsyncWrite>(
     } else {
         position
     };
+    if let Some(limit) = printed_limit(&batch) {
+        // Recorded first: lines that are stored do not come again.
+        let until = limit.until(gate.parts.clock.now(), LIMIT_PRINTED_MAX);
+        gate.apply(&SessionEvent::LimitHit(gate.attempt, until), None)
+            .await?;
+    }
     if !batch.is_empty() || note.is_none() {
         append(gate, lines_position, &batch).await?;
         failpoint::reach("output_stored");
@@ -238,6 +253,17 @@ async fn store_batch<Io: AsyncWrite>(
     send(writer, &Frame::Ack(acked)).await?;
     failpoint::reach(acknowledged);
     Ok(ended)
+}
+
+/// The last usage limit that Claude printed in these lines.
+fn printed_limit(batch: &[OutputLine]) -> Option<UsageLimit> {
+    let told = batch
+        .iter()
+        .rev()
+        .filter(|line| line.stream == Stream::Stdout)
+        // Most lines are not worth parsing.
+        .filter(|line| memchr::memmem::find(&line.bytes, b"\"rate_limit_event\"").is_some());
+    told.filter_map(|line| usage_limit(&line.bytes)).next()
 }
 
 /// The points at which a note's saying is recorded, and its batch acknowledged.
@@ -265,11 +291,7 @@ fn event_of(gate: &Gate, note: Note) -> Option<SessionEvent> {
 }
 
 /// Appends, for as long as it takes: while the store has no room the agent keeps its frames.
-async fn append(
-    gate: &Gate,
-    position: u64,
-    batch: &[crate::store::OutputLine],
-) -> Result<(), LinkError> {
+async fn append(gate: &Gate, position: u64, batch: &[OutputLine]) -> Result<(), LinkError> {
     loop {
         let store = &gate.parts.store;
         match store
@@ -288,7 +310,11 @@ async fn append(
 impl Gate {
     /// Applies what happened, as the agent told up to `position`; what was told before, or comes
     /// too late, changes nothing.
-    async fn apply(&self, event: &SessionEvent, position: Option<u64>) -> Result<(), LinkError> {
+    pub(super) async fn apply(
+        &self,
+        event: &SessionEvent,
+        position: Option<u64>,
+    ) -> Result<(), LinkError> {
         let parts = &self.parts;
         let told = position.map(|position| (self.attempt, position));
         loop {

@@ -1,6 +1,7 @@
 //! The model API as a sandbox reaches it: the few calls that Claude Code makes, with our
 //! credential in place of whatever the sandbox sent, and with the tokens counted.
 
+mod limit;
 mod scrub;
 #[cfg(test)]
 mod tests;
@@ -8,6 +9,7 @@ mod usage;
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt, stream::BoxStream};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::Credential;
+use crate::config::{Credential, Prices};
 use scrub::Scrubber;
 use usage::Meter;
 pub use usage::TokenCounts;
@@ -129,6 +131,7 @@ pub struct ModelGateway {
     base_url: String,
     host: String,
     credential: Option<UsedCredential>,
+    prices: Arc<Prices>,
 }
 
 #[derive(Clone)]
@@ -171,7 +174,24 @@ impl ModelGateway {
             base_url: settings.base_url.trim_end_matches('/').to_owned(),
             host: host.to_owned(),
             credential,
+            prices: Arc::default(),
         })
+    }
+
+    /// The same, reckoning with `prices`.
+    #[must_use]
+    pub fn priced(self, prices: Prices) -> Self {
+        Self {
+            prices: Arc::new(prices),
+            ..self
+        }
+    }
+
+    /// About how many US dollars a call cost.
+    #[must_use]
+    pub fn cost_usd(&self, counts: &TokenCounts) -> f64 {
+        let price = self.prices.of(counts.model.as_deref().unwrap_or_default());
+        counts.cost_usd(&price)
     }
 
     /// Forwards `request` to `path_and_query` of the API and streams the answer back, piece by
@@ -180,7 +200,9 @@ impl ModelGateway {
     ///
     /// Answers of our own have the API's error shape: 404 for anything but messages, token
     /// counts and models; 401 without a credential; 502 when the API cannot be reached, which
-    /// clients repeat by themselves.
+    /// clients repeat by themselves. An answer that refuses for the account's usage limit has a
+    /// [`UsageLimit`](baton_domain::waiting::UsageLimit) among its extensions, and tells clients
+    /// not to repeat it.
     pub async fn forward(
         &self,
         path_and_query: &str,
@@ -248,7 +270,7 @@ impl ModelGateway {
         );
         response
             .headers_mut()
-            .insert("x-should-retry", HeaderValue::from_static("true"));
+            .insert(limit::SHOULD_RETRY, HeaderValue::from_static("true"));
         response
     }
 }
@@ -378,6 +400,10 @@ fn passed_back(
     for name in telling {
         headers.remove(name);
     }
+    let usage_limit = limit::usage_limit(status, &headers);
+    if usage_limit.is_some() {
+        limit::end_turn(&mut headers);
+    }
     let is_counted = path == "/v1/messages" && status.is_success();
     let body = PassedBody {
         blocks: Some(answer.bytes_stream().boxed()),
@@ -389,7 +415,11 @@ fn passed_back(
         scrubber: Scrubber::new(credential.secret.clone()),
         on_usage: Some(Box::new(on_usage)),
     };
-    (status, headers, Body::from_stream(body)).into_response()
+    let mut response = (status, headers, Body::from_stream(body)).into_response();
+    if let Some(usage_limit) = usage_limit {
+        response.extensions_mut().insert(usage_limit);
+    }
+    response
 }
 
 fn meter(headers: &HeaderMap) -> Meter {
@@ -405,6 +435,15 @@ fn meter(headers: &HeaderMap) -> Meter {
     } else {
         Meter::answer()
     }
+}
+
+/// The answer to a call of a session whose budget is spent: Claude Code ends its turn with it, so
+/// that its work can be saved.
+#[must_use]
+pub fn budget_spent(message: &str) -> Response {
+    let mut response = failure(StatusCode::PAYMENT_REQUIRED, "billing_error", message);
+    limit::end_turn(response.headers_mut());
+    response
 }
 
 /// An error of our own in the API's shape, which Claude Code shows to people.

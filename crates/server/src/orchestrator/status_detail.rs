@@ -1,10 +1,12 @@
 //! Why a session stands where it stands, in plain words, and what to do about it.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use baton_domain::session::SessionState;
 use baton_domain::steering::Pause;
-use baton_domain::{SessionId, Status};
+use baton_domain::waiting::{account_limit, may_launch};
+use baton_domain::{Session, SessionId, Status};
 
 use super::{Orchestrator, SessionDetails};
 
@@ -29,7 +31,7 @@ impl Orchestrator {
             }
             SessionState::Queued => Some(match self.parts.admission.check() {
                 Err(refusal) => format!("It waits to be started: {refusal}.").into(),
-                Ok(()) => self.waits_for_slot().into(),
+                Ok(()) => self.waits_for_launch(&details.session).into(),
             }),
             SessionState::Blocked { dependency, .. } => Some(self.is_blocked(*dependency).into()),
             SessionState::Paused { pause, .. } => Some(paused(pause).into()),
@@ -74,8 +76,27 @@ impl Orchestrator {
         }
     }
 
-    fn waits_for_slot(&self) -> String {
+    fn waits_for_launch(&self, session: &Session) -> String {
         let active = self.parts.store.active();
+        let now = self.parts.clock.now();
+        let limit = account_limit(&active, now);
+        if may_launch(session, limit, now) {
+            return self.waits_for_slot(&active);
+        }
+        if let Some(until) = limit.filter(|_| session.command.is_none()) {
+            return format!(
+                "The account's usage limit is reached, as another session was told: nothing new \
+                 starts before {until:.0}."
+            );
+        }
+        format!(
+            "Its container was lost before Claude could be started ({} times in a row); it is \
+             about to be started again.",
+            session.steering.launches_lost
+        )
+    }
+
+    fn waits_for_slot(&self, active: &[Arc<Session>]) -> String {
         let taken = active.iter().filter(|session| session.state.holds_slot());
         let slots_max = self.parts.slots_max;
         match taken.count() {

@@ -44,7 +44,8 @@ impl Orchestrator {
     ///
     /// # Errors
     /// [`OrchestratorError::InvalidTransition`] for one that is being cancelled, is blocked, or
-    /// ended before Claude was started; [`OrchestratorError::Refused`], not found.
+    /// ended before Claude was started; [`OrchestratorError::BudgetSpent`];
+    /// [`OrchestratorError::Refused`], not found.
     pub async fn message_session(
         &self,
         id: SessionId,
@@ -66,7 +67,15 @@ impl Orchestrator {
             };
             let mut next = self.after(session, &event, "told anything")?;
             if let Some(max_usd) = max_cost_usd {
-                next.steering.max_cost_usd = Some(max_usd);
+                let spent_usd = session.spent_usd();
+                next.steering.set_budget(max_usd, spent_usd);
+                if !next.steering.affords(spent_usd) {
+                    return Err(OrchestratorError::BudgetSpent {
+                        id,
+                        max_usd,
+                        spent_usd,
+                    });
+                }
             }
             Ok((event, next))
         })

@@ -119,7 +119,8 @@ pub struct NewSession {
 pub struct NewMessage {
     /// What is said.
     pub text: String,
-    /// US dollars that all attempts of the session may cost from now on; as before when absent.
+    /// US dollars that all attempts of the session together may cost, those before included; as
+    /// before when absent, or as much again where that is spent.
     pub max_cost_usd: Option<f64>,
 }
 
@@ -292,6 +293,16 @@ pub enum OrchestratorError {
         dependency: SessionId,
         /// How that one stands; none when nothing is known of it any more.
         dependency_status: Option<Status>,
+    },
+    /// The budget asked for is spent already.
+    #[error("session {id} has spent ${spent_usd:.2}, and may cost ${max_usd:.2} at most")]
+    BudgetSpent {
+        /// The session.
+        id: SessionId,
+        /// What was asked for.
+        max_usd: f64,
+        /// What is spent.
+        spent_usd: f64,
     },
     /// No new work for now.
     #[error(transparent)]

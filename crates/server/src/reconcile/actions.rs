@@ -6,6 +6,7 @@ use baton_domain::ending::{FailureCode, Outcome};
 use baton_domain::plan::{Action, Volumes};
 use baton_domain::sandbox::{Sandbox, SandboxState};
 use baton_domain::session::SessionState;
+use baton_domain::waiting::launch_lost;
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 
 use super::{ReconcilerParts, named};
@@ -119,7 +120,7 @@ impl Actions {
                 tracing::info!(session = %named(session), "launched");
                 self.seen(session, &spec, SandboxState::Running)
             }
-            Err(error) => self.not_launched(session, error).await,
+            Err(error) => self.not_launched(session, &gate, error).await,
         }
     }
 
@@ -145,7 +146,12 @@ impl Actions {
         }
     }
 
-    async fn not_launched(&self, session: &Session, error: RuntimeError) -> ActionDone {
+    async fn not_launched(
+        &self,
+        session: &Session,
+        gate: &Gate,
+        error: RuntimeError,
+    ) -> ActionDone {
         let failed = |message: String| {
             let outcome = Outcome::failed(FailureCode::LaunchFailed, message);
             SessionEvent::LaunchFailed(session.attempt, outcome)
@@ -164,8 +170,13 @@ impl Actions {
                 ActionDone::again()
             }
             error => {
-                tracing::error!(session = %session.id, %error, "cannot be launched");
-                let event = failed(format!("the sandbox could not be started: {error}"));
+                let event = match self.tries_again(session, gate, &error).await {
+                    Some(again) => again,
+                    None => {
+                        tracing::error!(session = %session.id, %error, "cannot be launched");
+                        failed(format!("the sandbox could not be started: {error}"))
+                    }
+                };
                 self.record_or_log(session.id, &event).await;
                 ActionDone {
                     look_again: true,
@@ -173,6 +184,27 @@ impl Actions {
                 }
             }
         }
+    }
+
+    /// The event of another try, where a refusal may pass and nothing can have been begun.
+    async fn tries_again(
+        &self,
+        session: &Session,
+        gate: &Gate,
+        error: &RuntimeError,
+    ) -> Option<SessionEvent> {
+        if !matches!(error, RuntimeError::Refused { .. }) {
+            return None;
+        }
+        let starting = self.parts.store.cached_session(session.id)?;
+        let again = launch_lost(&starting, session.attempt).filter(|_| gate.withhold())?;
+        tracing::warn!(session = %session.id, %error, "not launched; it is tried again");
+        let text = format!("The sandbox could not be started and is tried again: {error}.");
+        let now = self.parts.clock.now();
+        if let Err(error) = self.parts.store.append_note(session.id, &text, now).await {
+            tracing::warn!(session = %session.id, %error, "a note was not recorded");
+        }
+        Some(again)
     }
 
     async fn conclude(&self, session: &Session, tries: u32) -> ActionDone {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::State;
 use axum::routing::any;
+use baton_domain::waiting::UsageLimit;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -238,6 +239,83 @@ async fn an_api_out_of_reach_is_an_error_that_clients_repeat() {
     let text = text(response).await;
     assert!(text.contains("\"api_error\""), "{text}");
     assert!(text.contains("cannot be reached"), "{text}");
+}
+
+/// What Claude Code gets for an API that answers with `status` and `headers`, and the limit in it.
+async fn refused_with(
+    status: StatusCode,
+    headers: &'static [(&'static str, &'static str)],
+) -> (HeaderMap, Option<UsageLimit>) {
+    let upstream = Upstream::start(move |_| {
+        let mut answer = (status, "{}").into_response();
+        for (name, value) in headers {
+            let value = HeaderValue::from_static(value);
+            answer.headers_mut().insert(*name, value);
+        }
+        answer
+    })
+    .await;
+    let response = upstream
+        .gateway(api_key())
+        .forward("/v1/messages", request("POST", "{}"), |_| {})
+        .await;
+    assert_eq!(response.status(), status);
+    let limit = response.extensions().get().copied();
+    (response.headers().clone(), limit)
+}
+
+#[tokio::test]
+async fn a_usage_limit_is_told_and_not_asked_about_again() {
+    let rejected = ("anthropic-ratelimit-unified-status", "rejected");
+    let reset = ("anthropic-ratelimit-unified-reset", "1795358226");
+    let headers: &[_] = Box::leak(Box::new([rejected, reset, ("retry-after", "7200")]));
+    let (headers, limit) = refused_with(StatusCode::TOO_MANY_REQUESTS, headers).await;
+    assert_eq!(headers["x-should-retry"], "false");
+    let limit = limit.expect("a limit");
+    assert_eq!(
+        limit.resets_at.map(jiff::Timestamp::as_second),
+        Some(1_795_358_226)
+    );
+    assert_eq!(limit.retry_after.map(|wait| wait.as_secs()), Some(7_200));
+    // Beyond the limit, but answered.
+    let (_, limit) = refused_with(StatusCode::OK, Box::leak(Box::new([rejected]))).await;
+    assert_eq!(limit, None);
+}
+
+#[tokio::test]
+async fn a_call_that_came_too_early_is_left_to_claude() {
+    let status = ("anthropic-ratelimit-unified-status", "allowed");
+    let headers: &[_] = Box::leak(Box::new([status, ("retry-after", "7")]));
+    for headers in [headers, &[]] {
+        let (headers, limit) = refused_with(StatusCode::TOO_MANY_REQUESTS, headers).await;
+        assert!(!headers.contains_key("x-should-retry"));
+        assert_eq!(limit, None);
+    }
+}
+
+#[tokio::test]
+async fn a_spent_budget_ends_the_turn() {
+    let response = budget_spent("spent");
+    assert_eq!(response.status(), StatusCode::PAYMENT_REQUIRED);
+    assert_eq!(response.headers()["x-should-retry"], "false");
+    assert!(text(response).await.contains("\"billing_error\""));
+}
+
+#[test]
+fn a_call_costs_what_its_tokens_cost() {
+    let gateway = ModelGateway::new(ModelSettings {
+        base_url: "http://127.0.0.1".to_owned(),
+        credential: None,
+    });
+    let counts = TokenCounts {
+        model: Some("claude-opus-5-5".to_owned()),
+        input_tokens: 100_000,
+        cache_creation_input_tokens: 10_000,
+        cache_read_input_tokens: 1_000_000,
+        output_tokens: 1_000,
+    };
+    let cost_usd = gateway.expect("usable settings").cost_usd(&counts);
+    assert!((cost_usd - 0.67).abs() < 1e-9, "{cost_usd}");
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::config::Price;
+
 /// The largest event or JSON answer looked into; those with counts are far smaller, except for
 /// a whole answer in one piece.
 const EVENT_BYTES_MAX: usize = 256 << 10;
@@ -22,7 +24,24 @@ pub struct TokenCounts {
     pub output_tokens: u64,
 }
 
+/// Tokens that a price is for.
+const PRICED_TOKENS: f64 = 1_000_000.0;
+
 impl TokenCounts {
+    /// US dollars at `price`.
+    #[must_use]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "no call uses more tokens than a double counts exactly"
+    )]
+    pub fn cost_usd(&self, price: &Price) -> f64 {
+        let dollars = self.input_tokens as f64 * price.input
+            + self.output_tokens as f64 * price.output
+            + self.cache_creation_input_tokens as f64 * price.cache_write
+            + self.cache_read_input_tokens as f64 * price.cache_read;
+        dollars / PRICED_TOKENS
+    }
+
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }

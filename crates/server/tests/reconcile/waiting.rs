@@ -1,0 +1,196 @@
+//! Usage limits, budgets, and launches that are lost to the host.
+
+use baton_domain::ending::{ClaudeResult, Ending, Usage};
+use baton_domain::steering::Resume;
+use baton_domain::waiting::RESUME_STAGGER;
+use baton_domain::{Attempt, SessionEvent, SessionId};
+use jiff::{SignedDuration, Timestamp};
+
+use crate::App;
+use crate::Clock as _;
+
+const HOUR: SignedDuration = SignedDuration::from_hours(1);
+const SECOND: SignedDuration = SignedDuration::from_secs(1);
+
+impl App {
+    /// The newest attempt's Claude is started.
+    async fn begins(&self, id: SessionId) -> Attempt {
+        let attempt = self.store.session(id).await.expect("a session").attempt;
+        self.tell(id, SessionEvent::ClaudeStarted(attempt)).await;
+        attempt
+    }
+
+    /// The newest attempt's Claude ends with this result.
+    async fn ends(&self, id: SessionId, is_error: bool, subtype: &str, cost_usd: f64) {
+        let attempt = self.store.session(id).await.expect("a session").attempt;
+        let result = ClaudeResult {
+            subtype: subtype.into(),
+            is_error,
+            text: "said".into(),
+            usage: Usage {
+                cost_usd,
+                ..Usage::default()
+            },
+        };
+        let ending = Ending {
+            result: Some(result),
+            ..Ending::default()
+        };
+        let ended = SessionEvent::AgentEnded(attempt, Box::new(ending));
+        self.tell(id, ended).await;
+        self.runtime.exits(id, 0, false);
+    }
+
+    /// A session that runs is refused until `until`, and its Claude ends for it.
+    async fn is_limited(&self, id: SessionId, until: Timestamp) {
+        let attempt = self.begins(id).await;
+        self.tell(id, SessionEvent::LimitHit(attempt, until)).await;
+        self.ends(id, true, "success", 0.0).await;
+    }
+
+    async fn attempts(&self, ids: &[SessionId]) -> Vec<u32> {
+        let mut attempts = Vec::new();
+        for &id in ids {
+            attempts.push(self.store.session(id).await.expect("a session").attempt.0);
+        }
+        attempts
+    }
+
+    async fn detail(&self, id: SessionId) -> String {
+        let details = self.orchestrator.session(id).await.expect("a session");
+        let detail = self.orchestrator.status_detail(&details);
+        detail.map(String::from).unwrap_or_default()
+    }
+}
+
+#[tokio::test]
+async fn a_limit_stops_everything_until_it_is_lifted_and_then_all_complete() {
+    let mut app = App::new(2).await;
+    let [first, second, third] = [
+        app.create(&[]).await,
+        app.create(&[]).await,
+        app.create(&[]).await,
+    ];
+    app.settle().await;
+    let until = app.clock.now() + HOUR;
+    app.is_limited(first, until).await;
+    app.is_limited(second, until).await;
+    app.settle().await;
+    let all = [first, second, third];
+    assert_eq!(app.states(&all).await, ["paused", "paused", "queued"]);
+    assert_eq!(app.runtime.launched(), [first, second]);
+    let detail = app.detail(third).await;
+    let time = format!("{until:.0}");
+    assert!(
+        detail.contains("usage limit") && detail.contains(&time),
+        "{detail}"
+    );
+    assert!(app.detail(first).await.contains(&time));
+
+    // All of it is in the store.
+    let mut app = app.restarted().await;
+    app.clock.passed(HOUR - SECOND * 30);
+    app.settle().await;
+    assert_eq!(app.states(&all).await, ["paused", "paused", "queued"]);
+    app.clock.passed(SECOND * 31);
+    app.settle().await;
+    assert_eq!(app.states(&all).await, ["starting", "paused", "queued"]);
+    app.clock.passed(RESUME_STAGGER);
+    app.settle().await;
+    assert_eq!(app.states(&all).await, ["starting", "starting", "queued"]);
+    assert_eq!(app.attempts(&all).await, [2, 2, 1]);
+
+    for id in all {
+        app.begins(id).await;
+        app.ends(id, false, "success", 0.0).await;
+        app.settle().await;
+    }
+    assert_eq!(app.states(&all).await, ["completed"; 3]);
+    assert_eq!(
+        app.runtime.launched(),
+        [first, second, first, second, third]
+    );
+}
+
+#[tokio::test]
+async fn a_session_that_completes_in_spite_of_a_limit_has_completed() {
+    let mut app = App::new(2).await;
+    let id = app.create(&[]).await;
+    app.settle().await;
+    let attempt = app.begins(id).await;
+    let until = app.clock.now() + HOUR;
+    app.tell(id, SessionEvent::LimitHit(attempt, until)).await;
+    app.ends(id, false, "success", 0.0).await;
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["completed"]);
+}
+
+#[tokio::test]
+async fn a_spent_budget_pauses_and_each_go_ahead_grants_as_much_again() {
+    let mut app = App::new(2).await;
+    let id = app.create(&[]).await;
+    app.tell(id, SessionEvent::BudgetSet(1.0)).await;
+    app.settle().await;
+    app.begins(id).await;
+    app.ends(id, true, "error_max_budget_usd", 1.2).await;
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["paused"]);
+    assert!(app.detail(id).await.contains("$1.20"));
+    app.clock.passed(HOUR);
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["paused"]);
+
+    let resume = Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    };
+    app.tell(id, SessionEvent::Resumed(resume)).await;
+    app.settle().await;
+    let on = app.store.session(id).await.expect("a session");
+    assert_eq!(on.steering.max_cost_usd, Some(2.2));
+    app.begins(id).await;
+    // The conversation's cost, as Claude tells it when it goes on.
+    app.ends(id, false, "success", 2.1).await;
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["completed"]);
+    let done = app.store.session(id).await.expect("a session");
+    assert!((done.spent_usd() - 2.1).abs() < 1e-9, "{done:?}");
+    let report = done.report.as_ref().expect("a report");
+    assert!(
+        report.warnings[0].contains("$2.10 of its budget of $2.20"),
+        "{report:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_sandbox_lost_before_it_was_told_what_to_do_is_replaced_but_not_for_ever() {
+    let mut app = App::new(2).await;
+    let id = app.create(&[]).await;
+    app.settle().await;
+    for tries in 1..=5 {
+        app.runtime.exits(id, 137, false);
+        app.settle().await;
+        assert_eq!(app.states(&[id]).await, ["queued"], "{tries} tries");
+        assert!(app.detail(id).await.contains("lost"));
+        app.clock.passed(SECOND * 16);
+        app.settle().await;
+        assert_eq!(app.states(&[id]).await, ["starting"], "{tries} tries");
+    }
+    assert_eq!(app.attempts(&[id]).await, [6]);
+    app.runtime.exits(id, 137, false);
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["failed"]);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_another_server_may_have_told_what_to_do_is_not_replaced() {
+    let mut app = App::new(2).await;
+    let id = app.create(&[]).await;
+    app.settle().await;
+    let mut app = app.restarted().await;
+    app.settle().await;
+    app.runtime.exits(id, 137, false);
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["failed"]);
+    assert_eq!(app.attempts(&[id]).await, [1]);
+}
