@@ -19,6 +19,10 @@ use crate::server::Shared;
 use crate::stream::{Step, steps};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const LIMIT_STATUS: HeaderName = HeaderName::from_static("anthropic-ratelimit-unified-status");
+const LIMIT_RESET: HeaderName = HeaderName::from_static("anthropic-ratelimit-unified-reset");
+const LIMIT_CLAIM: HeaderName =
+    HeaderName::from_static("anthropic-ratelimit-unified-representative-claim");
 
 /// Everything that is waited for before the first byte; false where it never comes.
 pub async fn before_first_byte(
@@ -62,6 +66,9 @@ pub fn play(
     {
         let text = message.clone().unwrap_or_else(|| error_message(*status));
         return api_error(*status, &text, *retry_after_s);
+    }
+    if let Some(Fault::UsageLimit { resets_in_s }) = fault {
+        return usage_limit(*resets_in_s);
     }
     if conversation.stream {
         let steps = steps(&message, pace, fault);
@@ -135,6 +142,18 @@ pub fn api_error(status: u16, message: &str, retry_after_s: Option<u64>) -> Resp
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
+    response
+}
+
+/// The refusal of an account that has used what its subscription holds for some hours.
+fn usage_limit(resets_in_s: u64) -> Response {
+    let text = "This request would exceed your account's rate limit. Please try again later.";
+    let mut response = api_error(429, text, Some(resets_in_s));
+    let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default();
+    let headers = response.headers_mut();
+    headers.insert(LIMIT_STATUS, HeaderValue::from_static("rejected"));
+    headers.insert(LIMIT_RESET, HeaderValue::from(now + resets_in_s));
+    headers.insert(LIMIT_CLAIM, HeaderValue::from_static("five_hour"));
     response
 }
 

@@ -117,6 +117,11 @@ pub enum Fault {
         /// The `retry-after` header.
         retry_after_s: Option<u64>,
     },
+    /// Refuses because the account's usage limit is reached, which is lifted some seconds later.
+    UsageLimit {
+        /// How many seconds later.
+        resets_in_s: u64,
+    },
     /// Never answers, not even with headers.
     Hang {},
     /// Closes the connection in the middle of the stream.

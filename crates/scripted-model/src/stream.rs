@@ -37,7 +37,9 @@ pub fn steps(message: &Message, pace: Duration, fault: Option<&Fault>) -> Vec<St
             let error = error_json(error_type, "the stream was ended by the script");
             (*after_chunks, Some(send("error", &error)))
         }
-        Some(Fault::Status { .. } | Fault::Hang {}) | None => (usize::MAX, None),
+        Some(Fault::Status { .. } | Fault::UsageLimit { .. } | Fault::Hang {}) | None => {
+            (usize::MAX, None)
+        }
     };
     let mut steps = vec![
         send("message_start", &start(message)),

@@ -190,6 +190,26 @@ async fn fault_happens_as_often_as_asked_in_each_conversation() {
 }
 
 #[tokio::test]
+async fn usage_limit_is_told_in_the_headers_of_the_real_one() {
+    let model = started(
+        "match = ['tell']\n[[turn]]\ntext = 'fine'\nfault_times = 1
+         fault = { kind = 'usage_limit', resets_in_s = 60 }",
+        Options::default(),
+    )
+    .await;
+    let request = conversation(0, false);
+    let response = call(&model, Method::POST, "/v1/messages", &[], &request).await;
+    assert_eq!(response.status(), 429);
+    let headers = response.headers();
+    assert_eq!(headers["anthropic-ratelimit-unified-status"], "rejected");
+    let reset = headers["anthropic-ratelimit-unified-reset"].to_str();
+    let reset: i64 = reset.expect("digits").parse().expect("seconds");
+    assert!((55..=60).contains(&(reset - jiff::Timestamp::now().as_second())));
+    let response = call(&model, Method::POST, "/v1/messages", &[], &request).await;
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test]
 async fn fault_of_a_script_is_counted_over_all_conversations() {
     let model = started(
         "match = ['tell']\n[[turn]]\ntext = 'fine'\nfault_times = 1\nfault_scope = 'script'

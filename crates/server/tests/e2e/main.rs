@@ -19,4 +19,5 @@ mod remote;
 mod runtime_away;
 mod sealed;
 mod seed_bodies;
+mod waiting;
 mod world;
