@@ -77,11 +77,7 @@ impl Concluder {
         let before = session.report.as_ref().and_then(|report| report.usage);
         let mut report = report_of(ending, metered, before, cost_usd);
         let spent_usd = report.usage.map_or(0.0, |usage| usage.cost_usd);
-        if let Some(pause) = pause_after(session, ending, spent_usd) {
-            // The agent has pushed the work; the next attempt takes it up from there.
-            let event = SessionEvent::Paused(*attempt, pause);
-            return self.record(session, &event, report).await;
-        }
+        let pause = pause_after(session, ending, spent_usd);
         if session.steering.runs_low(spent_usd) {
             let max_usd = session.steering.max_cost_usd.unwrap_or_default();
             report.warnings.push(format!(
@@ -91,6 +87,8 @@ impl Concluder {
         let mut outcome = Outcome::of(ending);
         if ending.setup_failure.is_none() || ending.pushed.is_some() {
             match self.work(session, *attempt, &outcome, ending).await {
+                // The next attempt takes it up from where the agent pushed it.
+                Ok(work) if pause.is_some() => report.result = Some(told(work, &mut report)),
                 Ok(work) => {
                     outcome = work.outcome_instead_of(outcome);
                     outcome = self
@@ -110,21 +108,15 @@ impl Concluder {
                 .await?;
         }
         failpoint::reach("landed");
-        let event = SessionEvent::Concluded(*attempt, outcome);
-        self.record(session, &event, report).await
-    }
-
-    async fn record(
-        &self,
-        session: &Session,
-        event: &SessionEvent,
-        report: Report,
-    ) -> Result<(), ConcludeError> {
+        let event = match pause {
+            Some(pause) => SessionEvent::Paused(*attempt, pause),
+            None => SessionEvent::Concluded(*attempt, outcome),
+        };
         match apply(
             &self.store,
             self.clock.as_ref(),
             session.id,
-            event,
+            &event,
             Some(report),
         )
         .await
@@ -191,31 +183,21 @@ impl Concluder {
         report: &mut Report,
         last_try: bool,
     ) -> Result<Outcome, ConcludeError> {
-        let Work {
-            base,
-            result: work,
-            unjoined,
-            ..
-        } = work;
-        report.artifacts = artifacts(&work);
-        report.warnings.extend(warning_of(&unjoined));
-        let mut result = SessionResult {
-            branch: None,
-            base_commit: base.clone(),
-            commit: work.commit.clone(),
-            files_changed: work.files_changed,
-            insertions: work.insertions,
-            deletions: work.deletions,
-            unjoined: unjoined.into_iter().map(passed_on).collect(),
-        };
+        let mut result = told(work, report);
         let mut landed = outcome;
-        if work.commit != base {
+        if result.commit != result.base_commit {
             let target = target(session, &landed);
             let message = format!("Land session {}", session.id);
             let repository = &session.project.repository;
             match self
                 .repos
-                .land(repository, &work.commit, &base, &target, &message)
+                .land(
+                    repository,
+                    &result.commit,
+                    &result.base_commit,
+                    &target,
+                    &message,
+                )
                 .await
             {
                 Ok(_) => result.branch = Some(target.to_string()),
@@ -229,6 +211,27 @@ impl Concluder {
         }
         report.result = Some(result);
         Ok(landed)
+    }
+}
+
+/// What an attempt left, as callers are told; it has landed nowhere so far.
+fn told(work: Work, report: &mut Report) -> SessionResult {
+    let Work {
+        base,
+        result: work,
+        unjoined,
+        ..
+    } = work;
+    report.artifacts = artifacts(&work);
+    report.warnings.extend(warning_of(&unjoined));
+    SessionResult {
+        branch: None,
+        base_commit: base,
+        commit: work.commit,
+        files_changed: work.files_changed,
+        insertions: work.insertions,
+        deletions: work.deletions,
+        unjoined: unjoined.into_iter().map(passed_on).collect(),
     }
 }
 

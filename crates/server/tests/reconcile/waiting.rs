@@ -5,9 +5,10 @@ use baton_domain::steering::Resume;
 use baton_domain::waiting::RESUME_STAGGER;
 use baton_domain::{Attempt, SessionEvent, SessionId};
 use jiff::{SignedDuration, Timestamp};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
-use crate::App;
-use crate::Clock as _;
+use crate::{App, Clock as _, EventBody};
 
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
@@ -54,6 +55,30 @@ impl App {
             attempts.push(self.store.session(id).await.expect("a session").attempt.0);
         }
         attempts
+    }
+
+    /// What the session's sandbox gets for a call of the model: the status and the body.
+    async fn calls_the_model(&self, id: SessionId) -> String {
+        let attempt = self.store.session(id).await.expect("a session").attempt;
+        let run_dir = format!("data/run/{}-{attempt}", id.0.simple());
+        let socket = self.dir.path().join(run_dir).join("session.sock");
+        let mut stream = UnixStream::connect(socket).await.expect("an open socket");
+        let call = b"POST /model/v1/messages HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\
+            connection: close\r\n\r\n{}";
+        stream.write_all(call).await.expect("a call");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    }
+
+    async fn notes(&self, id: SessionId) -> Vec<String> {
+        let events = self.store.events(id, 0, usize::MAX, usize::MAX).await;
+        let events = events.expect("events").into_iter();
+        let notes = events.filter_map(|event| match event.body {
+            EventBody::Note(text) => Some(text),
+            _ => None,
+        });
+        notes.collect()
     }
 
     async fn detail(&self, id: SessionId) -> String {
@@ -145,7 +170,8 @@ async fn a_spent_budget_pauses_and_each_go_ahead_grants_as_much_again() {
         text: "go on".into(),
     };
     app.tell(id, SessionEvent::Resumed(resume)).await;
-    app.settle().await;
+    app.settle_until(|app| app.runtime.launched().len() == 2)
+        .await;
     let on = app.store.session(id).await.expect("a session");
     assert_eq!(on.steering.max_cost_usd, Some(2.2));
     app.begins(id).await;
@@ -160,6 +186,36 @@ async fn a_spent_budget_pauses_and_each_go_ahead_grants_as_much_again() {
         report.warnings[0].contains("$2.10 of its budget of $2.20"),
         "{report:?}"
     );
+}
+
+#[tokio::test]
+async fn the_model_is_called_within_the_budget_and_a_little_beyond() {
+    let mut app = App::new(2).await;
+    let id = app.create(&[]).await;
+    app.tell(id, SessionEvent::BudgetSet(1.0)).await;
+    app.settle().await;
+    app.begins(id).await;
+    app.ends(id, true, "error_max_budget_usd", 5.0).await;
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["paused"]);
+    // Raised: it goes on by itself.
+    app.tell(id, SessionEvent::BudgetSet(6.0)).await;
+    app.settle_until(|app| app.runtime.launched().len() == 2)
+        .await;
+    app.begins(id).await;
+    // There is no credential, so that is as far as a call gets.
+    assert!(app.calls_the_model(id).await.starts_with("HTTP/1.1 401"));
+    assert!(app.calls_the_model(id).await.starts_with("HTTP/1.1 401"));
+    let notes = app.notes(id).await;
+    let [note] = notes.as_slice() else {
+        panic!("not one warning: {notes:?}");
+    };
+    assert!(note.contains("$5.00 of the budget of $6.00"), "{note}");
+
+    app.tell(id, SessionEvent::BudgetSet(4.0)).await;
+    let answer = app.calls_the_model(id).await;
+    assert!(answer.starts_with("HTTP/1.1 402"), "{answer}");
+    assert!(answer.contains("x-should-retry: false"), "{answer}");
 }
 
 #[tokio::test]
