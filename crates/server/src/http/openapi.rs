@@ -147,7 +147,7 @@ pub(super) struct NewMessageBody {
     /// What is said.
     #[schema(min_length = 1)]
     text: String,
-    /// `maxCostUsd`: what all attempts of the session may cost from now on.
+    /// `maxCostUsd`: what all attempts of the session together may cost, those before included.
     options: Option<OptionsBody>,
 }
 

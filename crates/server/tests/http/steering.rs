@@ -1,6 +1,10 @@
 //! New attempts, and words to Claude.
 
-use baton_domain::ending::{FailureCode, Outcome};
+use baton::clock::SystemClock;
+use baton::transition::apply;
+use baton_domain::ending::{FailureCode, Outcome, Usage};
+use baton_domain::session::Report;
+use baton_domain::steering::Pause;
 use baton_domain::{Attempt, SessionEvent, SessionId, SessionState};
 use serde_json::{Value, json};
 
@@ -87,6 +91,50 @@ async fn a_message_waits_for_a_claude_that_runs_and_resumes_one_that_ended() {
     assert_eq!((&on.state, on.attempt), (&SessionState::Queued, Attempt(2)));
     let resume = on.steering.resume.as_ref().expect("goes on");
     assert_eq!(resume.text, "and now spaces");
+}
+
+#[tokio::test]
+async fn a_spent_budget_is_shown_and_only_a_larger_one_is_taken() {
+    let app = App::new().await;
+    let id = app.created(&[], true).await;
+    let attempt = Attempt::FIRST;
+    let pause = Pause::Budget { spent_usd: 2.5 };
+    let until_paused = [
+        SessionEvent::BudgetSet(2.0),
+        SessionEvent::LaunchDecided(attempt),
+        SessionEvent::ClaudeStarted(attempt),
+        SessionEvent::AgentEnded(attempt, Box::default()),
+    ];
+    app.happens(id, &until_paused, None).await;
+    let report = Report {
+        usage: Some(Usage {
+            cost_usd: 2.5,
+            ..Usage::default()
+        }),
+        ..Report::default()
+    };
+    let paused = SessionEvent::Paused(attempt, pause);
+    apply(&app.store, &SystemClock, id, &paused, Some(report))
+        .await
+        .expect("it concludes");
+    let session = shown(&app, id).await;
+    assert_eq!(session["status"], "queued");
+    assert_eq!(
+        session["pause"],
+        json!({ "reason": "budget", "spentUsd": 2.5 })
+    );
+
+    let say = |max_usd: f64| {
+        let options = json!({ "maxCostUsd": max_usd });
+        json!({ "type": "session.message", "sessionId": id, "text": "on", "options": options })
+    };
+    let refused = app.webhook(&say(2.5)).await;
+    refused.is_error(400, "invalid_field");
+    let reply = app.webhook(&say(9.0)).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let on = app.store.session(id).await.expect("it");
+    assert_eq!(on.state, SessionState::Queued);
+    assert_eq!(on.steering.max_cost_usd, Some(9.0));
 }
 
 #[tokio::test]
