@@ -356,7 +356,7 @@ fn report_of(
             "the work could not be taken out of the sandbox: {why}"
         ));
     }
-    let used = metered.filter(|usage| usage.input_tokens + usage.output_tokens > 0);
+    let used = metered.filter(|usage| !usage.is_nothing());
     let usage = match &ending.result {
         Some(result) => Some(Usage {
             cost_usd: cost_usd(result.usage.cost_usd),
@@ -384,11 +384,7 @@ fn total(before: Option<Usage>, now: Option<Usage>) -> Option<Usage> {
     let (Some(before), Some(now)) = (before, now) else {
         return before.or(now);
     };
-    Some(Usage {
-        input_tokens: before.input_tokens.saturating_add(now.input_tokens),
-        output_tokens: before.output_tokens.saturating_add(now.output_tokens),
-        cost_usd: before.cost_usd + now.cost_usd,
-    })
+    Some(before.and(now))
 }
 
 /// Commits first to last, then files by name; deleted files are no artifacts.

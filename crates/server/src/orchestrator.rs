@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use baton_domain::dependencies::check_new;
+use baton_domain::ending::Usage;
 use baton_domain::session::Standing;
 use baton_domain::steering::Steering;
 use baton_domain::{OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status};
@@ -20,8 +21,8 @@ use tokio::sync::watch;
 
 pub use output::{OUTPUT_BYTES_MAX, SCANNED_BYTES_MAX};
 pub use types::{
-    Accepted, Admission, DependencyMode, Ids, NewMessage, NewOrchestration, NewSession, Once,
-    Orchestrated, OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor,
+    Accepted, Admission, DependencyMode, Ids, Meter, NewMessage, NewOrchestration, NewSession,
+    Once, Orchestrated, OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor,
     Planner, RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
 };
 
@@ -314,6 +315,19 @@ impl Orchestrator {
     ) -> Result<Session, OrchestratorError> {
         let next = session.after(event, self.parts.clock.now());
         next.map_err(|_| self.not_possible(session, verb))
+    }
+
+    /// What all attempts of a session used, an estimate for one that runs; none before there is
+    /// anything to tell.
+    #[must_use]
+    pub fn usage(&self, session: &Session) -> Option<Usage> {
+        let before = session.report.as_ref().and_then(|report| report.usage);
+        let running = session.state.live_attempt();
+        let metered = running.and_then(|attempt| (self.parts.meter)(session.id, attempt));
+        match metered.filter(|usage| !usage.is_nothing()) {
+            Some(metered) => Some(before.unwrap_or_default().and(metered)),
+            None => before,
+        }
     }
 
     fn details(&self, session: Arc<Session>) -> SessionDetails {

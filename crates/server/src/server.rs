@@ -107,7 +107,7 @@ impl Server {
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),
             runtime,
-            gateway,
+            gateway: gateway.clone(),
             concluder: Concluder::new(store.clone(), repos, Arc::clone(&clock)),
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
@@ -124,6 +124,7 @@ impl Server {
             wake,
             admission: health,
             slots_max: config.max_running,
+            meter: Arc::new(move |session, attempt| gateway.metered(session, attempt)),
         });
         let router = http::router(HttpParts {
             orchestrator,

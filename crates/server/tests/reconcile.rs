@@ -104,6 +104,7 @@ impl App {
             wake: Arc::clone(&wake),
             admission: Arc::new(Open),
             slots_max,
+            meter: Arc::new(|_, _| None),
         });
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),

@@ -110,6 +110,7 @@ impl Upkeep {
             wake: Arc::new(Notify::new()),
             admission: Arc::new(AlwaysOpen),
             slots_max: SLOTS_MAX,
+            meter: Arc::new(|_, _| None),
         });
         Ok(Self {
             store,

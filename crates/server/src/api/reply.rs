@@ -147,7 +147,10 @@ pub fn session_told(details: &SessionDetails) -> Vec<u8> {
 #[must_use]
 pub fn session_got(orchestrator: &Orchestrator, details: &SessionDetails) -> Vec<u8> {
     let data = SessionData {
-        session: SessionView::full(details, orchestrator.status_detail(details)),
+        session: SessionView {
+            usage: orchestrator.usage(&details.session),
+            ..SessionView::full(details, orchestrator.status_detail(details))
+        },
         waiting_for: &[],
     };
     success(None, data)

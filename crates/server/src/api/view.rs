@@ -104,10 +104,11 @@ pub struct SessionView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub result: Option<&'a SessionResult>,
-    /// Tokens and cost of all attempts.
+    /// Tokens and cost of all attempts; with an estimate of the one that runs, when one session is
+    /// asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
-    pub usage: Option<&'a Usage>,
+    pub usage: Option<Usage>,
     /// What a person should know though the outcome stands.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Option<Vec<String>>)]
@@ -165,7 +166,7 @@ impl<'a> SessionView<'a> {
                 _ => None,
             },
             result: report.and_then(|report| report.result.as_ref()),
-            usage: report.and_then(|report| report.usage.as_ref()),
+            usage: report.and_then(|report| report.usage),
             warnings: report.map_or(&[], |report| &report.warnings),
             output: None,
         }

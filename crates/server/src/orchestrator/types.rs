@@ -5,7 +5,10 @@ use std::sync::Arc;
 pub use baton_domain::decompose::DependencyMode;
 use baton_domain::decompose::{Planning, ProposedGraph};
 use baton_domain::dependencies::DependencyError;
-use baton_domain::{ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status};
+use baton_domain::ending::Usage;
+use baton_domain::{
+    Attempt, ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status,
+};
 use serde::Serialize;
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -66,6 +69,10 @@ pub enum Refusal {
     },
 }
 
+/// Estimates what an attempt that runs has used so far; none where nothing is known of it. Answers
+/// at once.
+pub type Meter = Arc<dyn Fn(SessionId, Attempt) -> Option<Usage> + Send + Sync>;
+
 /// What an orchestrator works with.
 #[derive(Clone)]
 pub struct OrchestratorParts {
@@ -81,6 +88,8 @@ pub struct OrchestratorParts {
     pub admission: Arc<dyn Admission>,
     /// How many sessions may run at once; told to those who ask why theirs waits.
     pub slots_max: usize,
+    /// Estimates what running attempts have used.
+    pub meter: Meter,
 }
 
 /// A session to be made.

@@ -9,6 +9,7 @@ use baton::clock::Clock;
 use baton::http::{BODY_TIMEOUT, HttpParts, ServeSettings, router, serve};
 use baton::orchestrator::{Admission, Ids, Orchestrator, OrchestratorParts, Refusal};
 use baton::store::{Store, StoreSettings, Transition};
+use baton_domain::ending::Usage;
 use baton_domain::session::Report;
 use baton_domain::{ClaudeSessionId, OrchestrationId, SessionEvent, SessionId};
 use jiff::Timestamp;
@@ -79,6 +80,13 @@ impl Admission for StubAdmission {
     }
 }
 
+/// What every attempt that runs is estimated to have used.
+pub const METERED: Usage = Usage {
+    input_tokens: 7,
+    output_tokens: 5,
+    cost_usd: 0.25,
+};
+
 pub struct App {
     pub address: SocketAddr,
     pub store: Store,
@@ -108,6 +116,7 @@ impl App {
             wake: Arc::clone(&wake),
             admission: Arc::clone(&admission) as Arc<dyn Admission>,
             slots_max: 2,
+            meter: Arc::new(|_, _| Some(METERED)),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");

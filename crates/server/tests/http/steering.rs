@@ -8,7 +8,7 @@ use baton_domain::steering::Pause;
 use baton_domain::{Attempt, SessionEvent, SessionId, SessionState};
 use serde_json::{Value, json};
 
-use crate::app::{App, Reply};
+use crate::app::{App, METERED, Reply};
 use crate::idempotency::keyed;
 use crate::sessions::{about, ended};
 
@@ -105,7 +105,9 @@ async fn a_spent_budget_is_shown_and_only_a_larger_one_is_taken() {
         SessionEvent::ClaudeStarted(attempt),
         SessionEvent::AgentEnded(attempt, Box::default()),
     ];
-    app.happens(id, &until_paused, None).await;
+    app.happens(id, &until_paused[..3], None).await;
+    assert_eq!(shown(&app, id).await["usage"]["costUsd"], METERED.cost_usd);
+    app.happens(id, &until_paused[3..], None).await;
     let report = Report {
         usage: Some(Usage {
             cost_usd: 2.5,
