@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use futures::future::{join_all, try_join};
+use futures::future::join_all;
 
 use crate::http::Connection;
 use crate::table::quantile;
@@ -21,6 +22,8 @@ pub struct Load {
     pub requests: Vec<Vec<u8>>,
     /// How long answers count.
     pub duration: Duration,
+    /// How often each connection asks at most; as soon as it is answered when absent.
+    pub interval: Option<Duration>,
     /// A request made on one more connection at intervals meanwhile.
     pub probe: Option<(Vec<u8>, Duration)>,
 }
@@ -45,44 +48,62 @@ impl Measured {
     }
 }
 
-/// Makes the load; on a thread of its own, so that it costs the server no more than one core.
+/// Makes the load; on a thread of its own, so that it costs the server no more than one core. The
+/// probe has another: its time is the server's, not that of a client busy with sixteen others.
 pub fn run(load: Load) -> Result<Measured> {
-    let thread = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        runtime.block_on(make(load))
-    });
-    thread
-        .join()
-        .map_err(|_| anyhow::anyhow!("the load's thread panicked"))?
-}
-
-async fn make(load: Load) -> Result<Measured> {
+    let address = load.address;
     let start = Instant::now() + WARM;
     let end = start + load.duration;
-    let asking = load
-        .requests
-        .iter()
-        .map(|request| ask(load.address, request, None, start, end));
-    let probing = async {
-        match &load.probe {
-            Some((request, pause)) => ask(load.address, request, Some(*pause), start, end).await,
-            None => Ok(Vec::new()),
+    let probe = load.probe;
+    let probing = on_a_thread(async move || match probe {
+        Some((request, pause)) => {
+            let pace = Pace::After(pause);
+            ask(address, &request, Some(pace), start, end).await
         }
-    };
-    let asking = async { Ok(join_all(asking).await) };
-    let (asked, probed) = try_join(asking, probing).await?;
-    let mut times: Vec<Duration> = Vec::new();
-    for one in asked {
-        times.extend(one?);
-    }
+        None => Ok(Vec::new()),
+    });
+    let (requests, interval) = (load.requests, load.interval);
+    let asking = on_a_thread(async move || {
+        let pace = interval.map(Pace::Every);
+        let asking = requests
+            .iter()
+            .map(|request| ask(address, request, pace, start, end));
+        let asked: Result<Vec<Vec<Duration>>> = join_all(asking).await.into_iter().collect();
+        Ok(asked?.concat())
+    });
+    let (times, probed) = (joined(asking)?, joined(probing)?);
     ensure!(!times.is_empty(), "nothing was answered in time");
     Ok(Measured {
         per_second: times.len() as f64 / load.duration.as_secs_f64(),
         times_ms: sorted_ms(times),
         probe_ms: sorted_ms(probed),
     })
+}
+
+type Times = Result<Vec<Duration>>;
+
+fn on_a_thread(work: impl AsyncFnOnce() -> Times + Send + 'static) -> JoinHandle<Times> {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(work())
+    })
+}
+
+fn joined(thread: JoinHandle<Times>) -> Times {
+    thread
+        .join()
+        .map_err(|_| anyhow::anyhow!("the load's thread panicked"))?
+}
+
+/// How fast a connection asks.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// This long after each answer.
+    After(Duration),
+    /// This long after each question.
+    Every(Duration),
 }
 
 fn sorted_ms(times: Vec<Duration>) -> Vec<f64> {
@@ -98,7 +119,7 @@ fn sorted_ms(times: Vec<Duration>) -> Vec<f64> {
 async fn ask(
     address: SocketAddr,
     request: &[u8],
-    pause: Option<Duration>,
+    pace: Option<Pace>,
     start: Instant,
     end: Instant,
 ) -> Result<Vec<Duration>> {
@@ -115,10 +136,16 @@ async fn ask(
         if answered >= start && answered < end {
             times.push(answered - asked);
         }
-        asked = answered;
-        if let Some(pause) = pause {
-            tokio::time::sleep(pause).await;
-            asked = Instant::now();
+        match pace {
+            None => asked = answered,
+            Some(pace) => {
+                tokio::time::sleep(match pace {
+                    Pace::After(pause) => pause,
+                    Pace::Every(interval) => interval.saturating_sub(asked.elapsed()),
+                })
+                .await;
+                asked = Instant::now();
+            }
         }
     }
     Ok(times)
