@@ -12,15 +12,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use baton_agent::protocol::{ClaudeCommand, Cut, Exit, Job, Note, SetupFailure, Stream, Timers};
-use baton_domain::ending::ClaudeResult;
+use baton_domain::ending::{CONVERSATION_STEP, ClaudeResult};
 use rustix::process::Signal;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{ChildStdin, Command};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_local;
 use tokio::time::{self, Instant};
 
 use crate::children::{Children, Owned};
+use crate::conversation;
 use crate::link::Orders;
 use crate::log;
 use crate::outbox::{Outbox, retry};
@@ -29,6 +30,7 @@ use crate::places::Places;
 use crate::result_search::ResultSearch;
 use crate::splitter::{Piece, Splitter};
 use crate::tail::Tail;
+use crate::talk::talk;
 
 /// How much of stderr the report of the end carries, in bytes.
 const STDERR_TAIL_BYTES: usize = 2 * 1024;
@@ -37,11 +39,13 @@ const CLAUDE_MD_BYTES_MAX: usize = 64 * 1024;
 /// After Claude's end, its pipes may be held open by a process that got away; after this long
 /// without a byte they are given up.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
+/// Makes Claude take messages on stdin for as long as it works.
+const LISTENING: [&str; 2] = ["--input-format", "stream-json"];
 
 /// How a run of Claude ended.
 #[derive(Debug, Default)]
 pub struct Ran {
-    /// The last result it gave.
+    /// The last result it gave, with the tokens of all of them.
     pub result: Option<ClaudeResult>,
     /// How its process ended.
     pub exit: Option<Exit>,
@@ -74,6 +78,12 @@ pub async fn run(job: &Job, around: &Surroundings) -> Result<Ran, SetupFailure> 
         step: "claude".to_owned(),
         message,
     };
+    if let Some(name) = &job.conversation {
+        conversation::take_over(&around.places, name).map_err(|error| SetupFailure {
+            step: CONVERSATION_STEP.to_owned(),
+            message: error.to_string(),
+        })?;
+    }
     let mut command = command(&job.claude, around).map_err(failure)?;
     mark_started(&around.places.started_marker())
         .map_err(|error| failure(format!("the start could not be recorded: {error}")))?;
@@ -85,9 +95,17 @@ pub async fn run(job: &Job, around: &Surroundings) -> Result<Ran, SetupFailure> 
 
     let seen = Rc::new(Seen::new(job.timers));
     let (stop, stopped) = watch::channel(false);
-    if let Some(stdin) = claude.child.stdin.take() {
-        spawn_local(give(stdin, job.claude.prompt.clone()));
-    }
+    let talking = claude.child.stdin.take().map(|stdin| {
+        let (sayings, outbox) = (&around.orders.sayings, &around.outbox);
+        let prompt = job.claude.prompt.clone();
+        spawn_local(talk(
+            stdin,
+            prompt,
+            Rc::clone(sayings),
+            Rc::clone(outbox),
+            Rc::clone(&seen),
+        ))
+    });
     let stdout = claude.child.stdout.take();
     let stderr = claude.child.stderr.take();
     let pump = |stream| Pump {
@@ -110,6 +128,11 @@ pub async fn run(job: &Job, around: &Surroundings) -> Result<Ran, SetupFailure> 
         stop_group(&mut claude, Duration::from_millis(job.timers.term_grace_ms)).await;
     }
     let status = claude.wait().await;
+    if let Some(talking) = talking {
+        // Nothing is told any more, nor noted: the report of the end is the last note.
+        talking.abort();
+        let _ = talking.await;
+    }
     claude.signal_group(Signal::KILL);
     around.children.end_all().await;
 
@@ -163,11 +186,12 @@ fn command(claude: &ClaudeCommand, around: &Surroundings) -> Result<Command, Str
     let places = &around.places;
     let program = find_program(&claude.program, places)
         .ok_or_else(|| format!("{} is not in the image", claude.program))?;
-    let config_dir = places.state_dir.join("claude");
+    let config_dir = Places::claude_state(&places.state_dir);
     fs::create_dir_all(&config_dir).map_err(|error| format!("no directory for state: {error}"))?;
     let mut command = Command::new(program);
     command
         .args(&claude.args)
+        .args(LISTENING)
         .current_dir(&places.workspace_dir)
         .env("HOME", &places.home_dir)
         .env("CLAUDE_CONFIG_DIR", config_dir)
@@ -233,14 +257,8 @@ fn claude_md(workspace: &Path) -> Option<String> {
     Some(text).filter(|text| !text.trim().is_empty())
 }
 
-/// Writes the prompt and closes the pipe.
-async fn give(mut stdin: ChildStdin, prompt: String) {
-    // A Claude that does not read its prompt says so itself.
-    let _ = stdin.write_all(prompt.as_bytes()).await;
-}
-
 /// What both pipes have shown so far.
-struct Seen {
+pub struct Seen {
     patience: RefCell<Patience>,
     last_byte: Cell<Instant>,
     /// Pipes that are not read because their output has to wait for room.
@@ -248,6 +266,7 @@ struct Seen {
     /// Something happened that may shorten the wait.
     changed: Notify,
     result: RefCell<Option<ClaudeResult>>,
+    results: watch::Sender<u64>,
     stderr_tail: RefCell<Tail>,
 }
 
@@ -259,6 +278,7 @@ impl Seen {
             blocked: Cell::new(0),
             changed: Notify::new(),
             result: RefCell::new(None),
+            results: watch::Sender::new(0),
             stderr_tail: RefCell::new(Tail::new(STDERR_TAIL_BYTES)),
         }
     }
@@ -271,9 +291,35 @@ impl Seen {
         }
     }
 
-    fn result(&self, result: ClaudeResult) {
+    /// The cost that a result tells is that of all of them, the tokens are its own.
+    fn result(&self, mut result: ClaudeResult) {
+        if let Some(before) = self.result.take() {
+            let usage = &mut result.usage;
+            usage.input_tokens = usage.input_tokens.saturating_add(before.usage.input_tokens);
+            usage.output_tokens = usage
+                .output_tokens
+                .saturating_add(before.usage.output_tokens);
+        }
         self.result.replace(Some(result));
         self.patience.borrow_mut().result(Instant::now());
+        self.changed.notify_one();
+        self.results.send_modify(|count| *count += 1);
+    }
+
+    /// How many results came.
+    pub fn results(&self) -> u64 {
+        *self.results.borrow()
+    }
+
+    /// Waits until more than `count` results came.
+    pub async fn results_after(&self, count: u64) {
+        // The sender is this.
+        let _ = self.results.subscribe().wait_for(|now| *now > count).await;
+    }
+
+    /// Claude is being told something.
+    pub fn told(&self) {
+        self.patience.borrow_mut().told(Instant::now());
         self.changed.notify_one();
     }
 
@@ -365,8 +411,11 @@ impl Pump {
             while let Some(piece) = splitter.next(at_end) {
                 self.keep(&piece).await;
                 let found = search.as_mut().and_then(|search| search.see(&piece));
-                if let Some(result) = found {
-                    self.seen.result(result);
+                if let Some(found) = found {
+                    self.seen.result(found.result);
+                    if !found.is_last {
+                        self.seen.hear();
+                    }
                 }
             }
             if at_end {

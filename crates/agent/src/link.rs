@@ -17,6 +17,7 @@ use tokio::time::{self, Instant};
 use crate::dial::{Backoff, dial};
 use crate::log;
 use crate::outbox::Outbox;
+use crate::talk::Sayings;
 
 /// The longest head of an HTTP response, in bytes.
 const HEAD_BYTES_MAX: usize = 8 * 1024;
@@ -34,6 +35,8 @@ pub struct Orders {
     pub job: watch::Receiver<Option<Rc<Job>>>,
     /// Whether Claude is to be stopped.
     pub cancel: watch::Receiver<bool>,
+    /// What Claude is to be told.
+    pub sayings: Rc<Sayings>,
     /// Whether the server is connected.
     pub connected: watch::Receiver<bool>,
 }
@@ -93,6 +96,7 @@ pub struct OrderSenders {
     job: watch::Sender<Option<Rc<Job>>>,
     /// Also raised by a signal.
     pub cancel: watch::Sender<bool>,
+    sayings: Rc<Sayings>,
     connected: watch::Sender<bool>,
 }
 
@@ -101,14 +105,17 @@ pub fn orders() -> (OrderSenders, Orders) {
     let (job, job_seen) = watch::channel(None);
     let (cancel, cancel_seen) = watch::channel(false);
     let (connected, connected_seen) = watch::channel(false);
+    let sayings = Rc::<Sayings>::default();
     let senders = OrderSenders {
         job,
         cancel,
+        sayings: Rc::clone(&sayings),
         connected,
     };
     let orders = Orders {
         job: job_seen,
         cancel: cancel_seen,
+        sayings,
         connected: connected_seen,
     };
     (senders, orders)
@@ -181,6 +188,7 @@ async fn converse(
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         has_job: senders.job.borrow().is_some(),
         last_seq: outbox.last_seq(),
+        listens: true,
     });
     let mut greeting = BytesMut::new();
     hello.encode(&mut greeting);
@@ -219,6 +227,7 @@ async fn receive(
                 Frame::Cancel => {
                     senders.cancel.send_replace(true);
                 }
+                Frame::Say(say) => senders.sayings.hear(say),
                 Frame::Job(job) => {
                     senders.job.send_if_modified(|known| {
                         // The first one counts; what comes again with each connection is the same.

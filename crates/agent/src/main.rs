@@ -7,6 +7,7 @@ mod attempt;
 mod checkout;
 mod children;
 mod claude;
+mod conversation;
 mod dial;
 mod forward;
 mod git;
@@ -19,6 +20,7 @@ mod salvage;
 mod splitter;
 mod spool;
 mod tail;
+mod talk;
 
 use std::fmt;
 use std::process::ExitCode;

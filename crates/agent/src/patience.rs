@@ -22,6 +22,11 @@ pub struct Patience {
     silent_since: Option<Instant>,
     pauses: u32,
     result_at: Option<Instant>,
+    /// Whether it was told something since its last result; it may have taken notice of that before
+    /// the next one, or go on after it.
+    told: bool,
+    /// Whether that was so when the result came that `result_at` tells of.
+    may_go_on: bool,
 }
 
 /// What to do now.
@@ -44,22 +49,38 @@ impl Patience {
             silent_since: Some(now),
             pauses: 0,
             result_at: None,
+            told: false,
+            may_go_on: false,
         }
     }
 
     /// Claude wrote something. After a result that means that it works on, so the grace begins
-    /// anew. Says whether it was the first time, after which another limit holds.
+    /// anew; where it had been told something, it has begun to answer that, and may be as silent as
+    /// before. Says whether it was the first time, after which another limit holds.
     pub fn hear(&mut self, now: Instant) -> bool {
         let is_first = !std::mem::replace(&mut self.heard, true);
         self.silence = Duration::ZERO;
         self.silent_since = self.silent_since.and(Some(now));
-        self.result_at = self.result_at.and(Some(now));
+        self.result_at = match self.may_go_on {
+            true => None,
+            false => self.result_at.and(Some(now)),
+        };
+        self.may_go_on = false;
         is_first
     }
 
-    /// Claude gave its result.
+    /// Claude gave a result.
     pub fn result(&mut self, now: Instant) {
         self.result_at = Some(now);
+        self.may_go_on = std::mem::take(&mut self.told);
+    }
+
+    /// Claude is told something; after a result it begins anew with that.
+    pub fn told(&mut self, now: Instant) {
+        self.told = self.result_at.take().is_none() || self.may_go_on;
+        self.may_go_on = false;
+        self.silence = Duration::ZERO;
+        self.silent_since = self.silent_since.and(Some(now));
     }
 
     /// Silence does not count from now on. Pauses nest.
@@ -136,6 +157,7 @@ mod tests {
                     patience.hear(at(ms));
                 }
                 "result" => patience.result(at(ms)),
+                "told" => patience.told(at(ms)),
                 "pause" => patience.pause(at(ms)),
                 "resume" => patience.resume(at(ms)),
                 other => panic!("no such step: {other}"),
@@ -186,6 +208,21 @@ mod tests {
         let hung = Verdict::Cut(Cut::HungAfterResult);
         assert_eq!(verdict(&[(1, "hear"), (1, "result")], 31), hung);
         assert_eq!(verdict(&[(1, "result"), (20, "hear")], 31), wait(19));
+    }
+
+    #[test]
+    fn who_was_told_more_may_be_silent_again() {
+        let after_it = [(1, "hear"), (1, "result"), (2, "told")];
+        assert_eq!(verdict(&after_it, 901), wait(1));
+        assert_eq!(verdict(&after_it, 902), Verdict::Cut(Cut::Stalled));
+        let before_it = [(1, "hear"), (2, "told"), (3, "hear"), (3, "result")];
+        assert_eq!(verdict(&before_it, 32), wait(1));
+        assert_eq!(verdict(&before_it, 33), Verdict::Cut(Cut::HungAfterResult));
+        let and_on = [&before_it[..], &[(4, "hear")]].concat();
+        assert_eq!(verdict(&and_on, 903), wait(1));
+        let and_over = [&and_on[..], &[(500, "hear"), (500, "result")]].concat();
+        assert_eq!(verdict(&and_over, 529), wait(1));
+        assert_eq!(verdict(&and_over, 530), Verdict::Cut(Cut::HungAfterResult));
     }
 
     #[test]

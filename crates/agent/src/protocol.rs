@@ -11,12 +11,17 @@
 //! agent  → server   Note    u64 seq, i64 ms, JSON
 //! server → agent    Ack     u64 seq: everything up to it is stored for good
 //! server → agent    Cancel  stop Claude, save the work, report
+//! server → agent    Say     JSON                       told to Claude, if the agent listens
 //! ```
 //!
 //! Output and Note frames share one numbering, from 1 and without gap. The agent keeps each in its
 //! spool until it is acknowledged and sends it again after a reconnect, from the last
 //! acknowledged number on. A server may acknowledge late, never early. The last frame is
 //! [`Note::Ended`]; when it is acknowledged, the agent exits.
+//!
+//! What the server says has numbers of its own, rising within a session. The agent gives each to
+//! Claude once and notes it as [`Note::Told`]; until that note came, the server says it again on
+//! each new connection.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -40,6 +45,8 @@ pub const CLAUDE_NAME: &str = "claude";
 pub const WORKSPACE_DIR: &str = "/workspace";
 /// Where the state volume is mounted: Claude's own state and the agent's spool.
 pub const STATE_DIR: &str = "/state";
+/// Where the state volume of the attempt that is gone on with is mounted, to be read only.
+pub const EARLIER_DIR: &str = "/earlier";
 /// The loopback port at which the agent offers the socket to Claude and git.
 pub const LOOPBACK_PORT: u16 = 8377;
 /// The longest frame, tag and payload together, in bytes.
@@ -52,6 +59,7 @@ const TAG_HELLO: u8 = 1;
 const TAG_JOB: u8 = 2;
 const TAG_ACK: u8 = 3;
 const TAG_CANCEL: u8 = 4;
+const TAG_SAY: u8 = 5;
 const TAG_OUTPUT: u8 = 16;
 const TAG_NOTE: u8 = 17;
 
@@ -64,6 +72,19 @@ pub struct Hello {
     pub has_job: bool,
     /// The highest number it has given to a frame so far; 0 before the first.
     pub last_seq: u64,
+    /// Whether it understands [`Say`]; agents that were started by an older server do not.
+    #[serde(default)]
+    pub listens: bool,
+}
+
+/// Something to tell Claude.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Say {
+    /// Its number.
+    pub number: u64,
+    /// What is said; at most [`baton_domain::steering::MESSAGE_BYTES_MAX`] bytes, which fit a
+    /// frame however they are escaped.
+    pub text: String,
 }
 
 /// All a sandbox needs to know. It comes over the socket and never by environment or argument:
@@ -82,6 +103,10 @@ pub struct Job {
     pub claude: ClaudeCommand,
     /// How long to wait for what.
     pub timers: Timers,
+    /// Claude's name for the conversation that it goes on with; its files are in [`EARLIER_DIR`].
+    /// Absent: a conversation begins.
+    #[serde(default)]
+    pub conversation: Option<String>,
 }
 
 /// The code a session starts from.
@@ -122,11 +147,11 @@ pub struct Merge {
 pub struct ClaudeCommand {
     /// The program, looked up in the image's `PATH`, then in [`RUN_DIR`].
     pub program: String,
-    /// Its arguments.
+    /// Its arguments. The agent adds those that make it read messages on stdin.
     pub args: Vec<String>,
     /// What is added to its environment. Nothing secret.
     pub env: Vec<(String, String)>,
-    /// What it reads on stdin.
+    /// The first message it is told.
     pub prompt: String,
     /// Whether the text of the repository's `CLAUDE.md` is passed by `--append-system-prompt`
     /// after `system_prompt`.
@@ -161,6 +186,11 @@ pub enum Note {
     },
     /// Claude's process was started. Comes at most once in an attempt.
     ClaudeStarted,
+    /// Claude's stdin took what was said under that number, and all before it.
+    Told {
+        /// The number.
+        number: u64,
+    },
     /// Claude has ended and the work is saved, or could not be. The last frame.
     Ended(Box<Ending>),
 }
@@ -214,6 +244,8 @@ pub enum Frame {
     Ack(u64),
     /// Stop Claude, save the work, report.
     Cancel,
+    /// See [`Say`].
+    Say(Say),
     /// See [`Numbered`].
     Numbered(Numbered),
 }
@@ -254,6 +286,7 @@ impl Frame {
                 out.put_u64_le(*seq);
             }
             Self::Cancel => out.put_u8(TAG_CANCEL),
+            Self::Say(say) => put_json(out, TAG_SAY, say),
             Self::Numbered(frame) => frame.encode_body(out),
         }
         let length = out.len() - start - LENGTH_BYTES;
@@ -289,6 +322,7 @@ impl Frame {
                     .map_err(|_| FrameError::Short(tag))?,
             ),
             TAG_CANCEL => Self::Cancel,
+            TAG_SAY => Self::Say(from_json(tag, &payload)?),
             TAG_OUTPUT | TAG_NOTE => Self::Numbered(Numbered::decode_body(tag, payload)?),
             unknown => return Err(FrameError::Tag(unknown)),
         };
@@ -417,6 +451,24 @@ mod tests {
         }
         assert_eq!(Frame::decode(&mut wire).ok().flatten(), Some(frame));
         assert!(wire.is_empty());
+    }
+
+    #[test]
+    fn the_longest_message_fits_a_frame() {
+        // The worst that JSON makes of a byte.
+        let text = "\u{1}".repeat(baton_domain::steering::MESSAGE_BYTES_MAX);
+        let frame = Frame::Say(Say { number: 1, text });
+        let mut wire = BytesMut::new();
+        frame.encode(&mut wire);
+        assert!(Frame::decode(&mut wire).expect("readable") == Some(frame));
+    }
+
+    #[test]
+    fn a_greeting_of_an_older_agent_is_understood() {
+        let hello: Hello =
+            serde_json::from_str(r#"{"agent_version":"0.1.0","has_job":true,"last_seq":7}"#)
+                .expect("readable");
+        assert!(!hello.listens);
     }
 
     #[test]

@@ -13,6 +13,15 @@ const RESULT_LINE_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// string the quotes would be escaped. Where in the line it stands differs between versions.
 const MARK: &[u8] = br#""type":"result""#;
 
+/// What a piece held.
+#[derive(Debug, PartialEq)]
+pub struct Found {
+    /// The last result in it.
+    pub result: ClaudeResult,
+    /// Whether nothing came after that.
+    pub is_last: bool,
+}
+
 /// Looks at a stream piece by piece.
 pub struct ResultSearch {
     mark: Finder<'static>,
@@ -32,7 +41,7 @@ impl ResultSearch {
     }
 
     /// The last result whose line ends in this piece.
-    pub fn see(&mut self, piece: &Piece<'_>) -> Option<ClaudeResult> {
+    pub fn see(&mut self, piece: &Piece<'_>) -> Option<Found> {
         if !piece.more && !self.in_long_line {
             return self.search(piece.bytes);
         }
@@ -48,14 +57,17 @@ impl ResultSearch {
         self.search(&line)
     }
 
-    fn search(&self, lines: &[u8]) -> Option<ClaudeResult> {
+    fn search(&self, lines: &[u8]) -> Option<Found> {
         let mut found = None;
         let mut from = 0;
         while let Some(at) = self.mark.find(&lines[from..]) {
             let at = from + at;
             let start = memchr::memrchr(b'\n', &lines[..at]).map_or(0, |end| end + 1);
             let end = memchr::memchr(b'\n', &lines[at..]).map_or(lines.len(), |end| at + end);
-            found = claude_result(&lines[start..end]).or(found);
+            if let Some(result) = claude_result(&lines[start..end]) {
+                let is_last = end + 1 >= lines.len();
+                found = Some(Found { result, is_last });
+            }
             from = end;
         }
         found
@@ -70,7 +82,11 @@ mod tests {
         let mut search = ResultSearch::new();
         pieces
             .iter()
-            .map(|&(bytes, more)| search.see(&Piece { bytes, more }).map(|result| result.text))
+            .map(|&(bytes, more)| {
+                search
+                    .see(&Piece { bytes, more })
+                    .map(|found| found.result.text)
+            })
             .collect()
     }
 
@@ -82,6 +98,18 @@ mod tests {
 {"type":"user","x":{"type":"result","result":"three"}}
 "#;
         assert_eq!(texts(&[(lines, false)]), [Some("two".to_owned())]);
+    }
+
+    #[test]
+    fn whether_anything_follows_is_told() {
+        let is_last = |bytes: &[u8]| {
+            let found = ResultSearch::new().see(&Piece { bytes, more: false });
+            found.map(|found| found.is_last)
+        };
+        let result = br#"{"type":"result"}"#;
+        assert_eq!(is_last(result), Some(true));
+        assert_eq!(is_last(&[result, &b"\n"[..]].concat()), Some(true));
+        assert_eq!(is_last(&[result, &b"\n{}\n"[..]].concat()), Some(false));
     }
 
     #[test]

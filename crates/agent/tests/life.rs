@@ -1,6 +1,7 @@
 //! The agent from its start to its end, as a process, with a server of the test's own.
 
 mod harness;
+mod talk;
 
 use std::fs;
 use std::net::TcpListener;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use baton_agent::protocol::{Cut, Exit, Frame, Merge};
 use harness::{PUSH_REF, RESULT, Sandbox, Transcript, git, soon};
+use talk::user;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -24,8 +26,9 @@ fn pushed_file(sandbox: &Sandbox, name: &str) -> String {
 async fn work_is_done_saved_and_reported() {
     let sandbox = Sandbox::new(&format!(
         r#"
-        echo "args $*"; echo "env $GREETING $HOME $CLAUDE_CONFIG_DIR"; echo "prompt $(cat)"
-        shift; shift; cat "$1" > given-prompt
+        echo "args $*"; echo "env $GREETING $HOME $CLAUDE_CONFIG_DIR"
+        read -r line; echo "prompt $line"
+        shift 4; cat "$1" > given-prompt
         echo b > b.txt && git add b.txt && git commit -qm "Add b"
         echo c > c.txt
         echo complaint >&2
@@ -35,7 +38,8 @@ async fn work_is_done_saved_and_reported() {
 
     let state = sandbox.path("state");
     let expected = format!(
-        "args -p --append-system-prompt-file {state}/system-prompt.md\nenv hello {home} {state}/claude\nprompt Do it.\n{RESULT}\n",
+        "args -p --input-format stream-json --append-system-prompt-file {state}/system-prompt.md\nenv hello {home} {state}/claude\nprompt {prompt}\n{RESULT}\n",
+        prompt = user("Do it."),
         state = state.display(),
         home = sandbox.path("home").display(),
     );
@@ -410,7 +414,7 @@ async fn claude_starts_in_the_middle_of_a_merge_that_conflicts() {
         r#"
         git status --short; cat a.txt; git rev-parse HEAD MERGE_HEAD
         printf 'base and one\n' > a.txt; git commit -qam "Join one"
-        git merge -q --no-ff $(cat) > /dev/null; git status --short
+        git merge -q --no-ff $(head -n 1 | grep -oE '[0-9a-f]{{40}}') > /dev/null; git status --short
         printf 'all three\n' > a.txt; git commit -qam "Join two"
         echo '{RESULT}'"#
     ));
@@ -462,7 +466,7 @@ async fn a_merge_that_changes_nothing_is_committed_for_claude() {
 #[tokio::test]
 async fn who_only_reads_gets_contradicting_results_beside_its_code() {
     let mut sandbox = contradicting(&format!(
-        "git status --short; git show $(cat):a.txt; cat a.txt; echo '{RESULT}'"
+        "git status --short; git show $(head -n 1 | grep -oE '[0-9a-f]{{40}}'):a.txt; cat a.txt; echo '{RESULT}'"
     ));
     sandbox.job.checkout.begin_merge = false;
     sandbox.job.push_ref = None;
@@ -518,7 +522,7 @@ fn write_executable(path: &Path, text: &str) {
 #[tokio::test]
 async fn a_linked_claude_md_stays_in_the_workspace() {
     for (target, expected) in [("a.txt", true), ("../home/secret", false)] {
-        let mut sandbox = Sandbox::new(&format!("cat \"$3\"; echo '{RESULT}'"));
+        let mut sandbox = Sandbox::new(&format!("cat \"$5\"; echo '{RESULT}'"));
         fs::write(sandbox.path("home/secret"), "secret").expect("written");
         sandbox.job.checkout.commit = with_linked_claude_md(&sandbox, target);
         let text = sandbox.run().await.stdout_text();

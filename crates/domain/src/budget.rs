@@ -43,25 +43,6 @@ impl Steering {
             .is_some_and(|max_usd| spent_usd >= REFUSED_SHARE * max_usd)
     }
 
-    /// What an attempt cost, of which Claude Code says that it cost `reported_usd` and our own
-    /// estimate is `metered_usd`.
-    ///
-    /// Going on in a conversation, Claude Code mostly counts what the conversation cost before as
-    /// well; where the earlier process was killed it does not. The estimate tells which.
-    #[must_use]
-    pub fn attempt_cost_usd(&self, reported_usd: f64, metered_usd: f64) -> f64 {
-        let before_usd = self.cost_before_usd - self.conversation_from_usd;
-        let own_usd = reported_usd - before_usd;
-        let includes_before = before_usd > 0.0
-            && own_usd >= 0.0
-            && (own_usd - metered_usd).abs() <= (reported_usd - metered_usd).abs();
-        if includes_before {
-            own_usd
-        } else {
-            reported_usd
-        }
-    }
-
     /// Lets a session go on whose budget is spent, with as much again as it was last given.
     pub(crate) fn grant(&mut self, spent_usd: f64) {
         let Some(max_usd) = self.max_cost_usd.filter(|_| !self.affords(spent_usd)) else {
@@ -141,21 +122,5 @@ mod tests {
         assert_eq!(steering.max_cost_usd, Some(35.6));
         steering.grant(35.6);
         assert_eq!(steering.max_cost_usd, Some(55.6));
-    }
-
-    #[test]
-    fn what_a_conversation_cost_before_is_not_counted_twice() {
-        let mut steering = Steering::default();
-        assert_eq!(steering.attempt_cost_usd(2.0, 1.9), 2.0);
-        steering.cost_before_usd = 2.0;
-        // With the earlier cost, and without it.
-        assert_eq!(steering.attempt_cost_usd(5.0, 3.1), 3.0);
-        assert_eq!(steering.attempt_cost_usd(3.0, 3.1), 3.0);
-        assert_eq!(steering.attempt_cost_usd(0.5, 0.5), 0.5);
-        // Our own estimate is gone after a restart.
-        assert_eq!(steering.attempt_cost_usd(5.0, 0.0), 3.0);
-        // A retry began anew.
-        (steering.cost_before_usd, steering.conversation_from_usd) = (5.0, 5.0);
-        assert_eq!(steering.attempt_cost_usd(7.0, 0.0), 7.0);
     }
 }

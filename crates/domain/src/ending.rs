@@ -122,6 +122,9 @@ pub struct Ending {
     pub unmerged: Vec<String>,
 }
 
+/// The step of a [`SetupFailure`] in which an earlier attempt's conversation is taken over.
+pub const CONVERSATION_STEP: &str = "conversation";
+
 /// The most bytes of Claude's closing text.
 pub const RESULT_TEXT_BYTES_MAX: usize = 256 * 1024;
 /// The most bytes of any other text in an ending.
@@ -239,6 +242,8 @@ pub enum FailureCode {
     LandingFailed,
     /// Claude's work could not be taken out of its sandbox; the volumes are kept.
     SalvageFailed,
+    /// The conversation that was to be gone on with is gone.
+    ConversationLost,
 }
 
 impl FailureCode {
@@ -263,6 +268,7 @@ impl FailureCode {
             Self::MergeConflict => "merge_conflict",
             Self::LandingFailed => "landing_failed",
             Self::SalvageFailed => "salvage_failed",
+            Self::ConversationLost => "conversation_lost",
         }
     }
 }
@@ -305,6 +311,7 @@ impl Outcome {
             let code = match failure.step.as_str() {
                 "clone" => C::CloneFailed,
                 "interrupted" => C::Interrupted,
+                CONVERSATION_STEP => C::ConversationLost,
                 _ => C::LaunchFailed,
             };
             return Self::failed(code, failure.message.clone());

@@ -37,6 +37,8 @@ pub struct Limits<'a> {
 pub enum Volumes {
     /// They may hold work that is nowhere else.
     Keep,
+    /// The work is safe; the conversation may be gone on with.
+    KeepState,
     /// Nothing is lost with them.
     Remove,
 }
@@ -277,7 +279,7 @@ fn needs(session: &Session, attempt: Attempt) -> bool {
 /// What becomes of the volumes of a sandbox whose session is over; none: leave it alone for now.
 fn fate(sandbox: &Sandbox, standing: Option<Standing>, now: Timestamp) -> Option<Volumes> {
     match standing {
-        Some(Standing::Completed) => Some(Volumes::Remove),
+        Some(Standing::Completed) => Some(Volumes::KeepState),
         Some(Standing::Lost) => Some(Volumes::Keep),
         // Recorded after the sessions were read.
         Some(Standing::Open) => None,
@@ -378,6 +380,7 @@ mod tests {
         let words = actions.iter().map(|action| {
             let word = match action {
                 Action::Remove(_, Volumes::Keep) => "remove-keeping-volumes",
+                Action::Remove(_, Volumes::KeepState) => "remove-keeping-state",
                 Action::Remove(_, Volumes::Remove) => "remove",
                 Action::Kill(_) => "kill",
                 Action::Conclude(_) => "conclude",
@@ -525,7 +528,7 @@ mod tests {
             "",
             "a:done b:failed c:failed",
             "a:exited b:exited c:prepared",
-            expect!["remove a, remove-keeping-volumes b, remove c"],
+            expect!["remove-keeping-state a, remove-keeping-volumes b, remove c"],
         );
     }
 

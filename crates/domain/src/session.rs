@@ -341,9 +341,6 @@ impl Session {
             if let Some(spent) = spent {
                 next.steering.cost_before_usd = spent.cost_usd;
             }
-            if *event == E::RetryRequested {
-                next.steering.conversation_from_usd = next.steering.cost_before_usd;
-            }
             if !matches!(event, E::LaunchLost(_)) {
                 next.steering.launches_lost = 0;
                 next.steering.launch_after = None;

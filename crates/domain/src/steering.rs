@@ -34,9 +34,6 @@ pub struct Steering {
     /// US dollars that earlier attempts cost.
     #[serde(skip_serializing_if = "is_nothing")]
     pub cost_before_usd: f64,
-    /// US dollars of them that were spent before the conversation began that is gone on with.
-    #[serde(skip_serializing_if = "is_nothing")]
-    pub conversation_from_usd: f64,
     /// US dollars that were spent when `max_cost_usd` was last granted.
     #[serde(skip_serializing_if = "is_nothing")]
     pub granted_from_usd: f64,

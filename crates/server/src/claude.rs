@@ -61,7 +61,7 @@ pub struct Contradiction {
     pub files: Vec<String>,
 }
 
-/// The command that does `session`'s work. Of the contradictions the first is begun in its work
+/// The command that does `session`'s work, or goes on with it. Of the contradictions the first is begun in its work
 /// tree, where the session writes.
 #[must_use]
 pub fn command(
@@ -73,7 +73,10 @@ pub fn command(
         program: "claude".to_owned(),
         args: arguments(session),
         env: environment(),
-        prompt: prompt(session, precursors, contradictions),
+        prompt: match &session.steering.resume {
+            Some(resume) => resume.text.clone(),
+            None => prompt(session, precursors, contradictions),
+        },
         pass_claude_md: !session.project_settings,
         system_prompt: system_prompt(session.kind),
     }
@@ -96,7 +99,11 @@ fn arguments(session: &Session) -> Vec<String> {
     .map(str::to_owned)
     .to_vec();
     arguments.push(denied.join(","));
-    arguments.push("--session-id".to_owned());
+    let conversation = match session.steering.resume {
+        Some(_) => "--resume",
+        None => "--session-id",
+    };
+    arguments.push(conversation.to_owned());
     arguments.push(session.claude_session_id.to_string());
     if session.planning.is_some() {
         arguments.extend(["--json-schema".to_owned(), plan_schema().to_string()]);
@@ -252,7 +259,8 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(2 * 60 * 60);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use baton_domain::{ClaudeSessionId, Project};
+    use baton_domain::steering::Resume;
+    use baton_domain::{Attempt, ClaudeSessionId, Project};
 
     fn session(kind: Kind) -> Session {
         let id = uuid::Uuid::from_u128(7);
@@ -275,6 +283,22 @@ mod tests {
             .expect("is set");
         assert_eq!(args[at + 1], "");
         assert!(args.contains(&"--strict-mcp-config".to_owned()));
+    }
+
+    #[test]
+    fn who_goes_on_is_told_the_new_words_in_the_old_conversation() {
+        let mut session = session(Kind::Implementation);
+        let id = session.claude_session_id.to_string();
+        let has = |args: &[String], name: &str| args.windows(2).any(|two| two == [name, &id]);
+        let first = command(&session, &[], &[]);
+        assert!(has(&first.args, "--session-id") && !has(&first.args, "--resume"));
+        session.steering.resume = Some(Resume {
+            from: Attempt::FIRST,
+            text: "And now the tests".into(),
+        });
+        let second = command(&session, &[], &[]);
+        assert!(has(&second.args, "--resume") && !has(&second.args, "--session-id"));
+        assert_eq!(second.prompt, "And now the tests");
     }
 
     #[test]

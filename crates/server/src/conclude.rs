@@ -72,10 +72,8 @@ impl Concluder {
         else {
             return Ok(());
         };
-        let metered_usd = metered.map_or(0.0, |usage| usage.cost_usd);
-        let cost_usd = |reported_usd| session.steering.attempt_cost_usd(reported_usd, metered_usd);
         let before = session.report.as_ref().and_then(|report| report.usage);
-        let mut report = report_of(ending, metered, before, cost_usd);
+        let mut report = report_of(ending, metered, before);
         let spent_usd = report.usage.map_or(0.0, |usage| usage.cost_usd);
         let pause = pause_after(session, ending, spent_usd);
         if session.steering.runs_low(spent_usd) {
@@ -136,6 +134,7 @@ impl Concluder {
     ) -> Result<Work, RepoError> {
         let repository = &session.project.repository;
         let base = self.repos.base_of(repository, session.id, attempt).await?;
+        let first = first_base(session, &base).to_owned();
         let unjoined = if session.dependencies.is_empty() {
             Vec::new()
         } else {
@@ -151,11 +150,11 @@ impl Concluder {
         }
         let result = self
             .repos
-            .result_of(repository, session.id, attempt, &base)
+            .result_since(repository, session.id, attempt, &base, &first)
             .await?;
         let started = Started {
             repository,
-            base: &base,
+            base: &first,
             unjoined: &unjoined,
         };
         let unresolved = if outcome.is_completed() && !unjoined.is_empty() {
@@ -166,7 +165,7 @@ impl Concluder {
             None
         };
         Ok(Work {
-            base,
+            base: first,
             result,
             unjoined: Vec::new(),
             unresolved,
@@ -282,6 +281,19 @@ fn warning_of(unjoined: &[DependencyCommit]) -> Option<String> {
     ))
 }
 
+/// What the work is measured from: where the session first started from, for an attempt that goes
+/// on from `base`, which is what the reported one left.
+fn first_base<'a>(session: &'a Session, base: &'a str) -> &'a str {
+    let report = session.report.as_ref();
+    let earlier = report.and_then(|report| report.result.as_ref());
+    match earlier {
+        Some(earlier) if session.steering.resume.is_some() && earlier.commit == base => {
+            &earlier.base_commit
+        }
+        _ => base,
+    }
+}
+
 fn unfinished(session: &Session, source: RepoError) -> ConcludeError {
     ConcludeError::Repository {
         repository: session.project.repository.to_string(),
@@ -332,13 +344,8 @@ fn not_landed(
     Outcome::failed(code, text)
 }
 
-/// `before` is what earlier attempts used, `cost_usd` what this one cost of what Claude reported.
-fn report_of(
-    ending: &Ending,
-    metered: Option<Usage>,
-    before: Option<Usage>,
-    cost_usd: impl Fn(f64) -> f64,
-) -> Report {
+/// `before` is what earlier attempts used.
+fn report_of(ending: &Ending, metered: Option<Usage>, before: Option<Usage>) -> Report {
     let (summary, next_steps) = ending
         .result
         .as_ref()
@@ -358,10 +365,8 @@ fn report_of(
     }
     let used = metered.filter(|usage| !usage.is_nothing());
     let usage = match &ending.result {
-        Some(result) => Some(Usage {
-            cost_usd: cost_usd(result.usage.cost_usd),
-            ..result.usage
-        }),
+        // Also where it went on: the agent takes the earlier cost out of the conversation.
+        Some(result) => Some(result.usage),
         None if used.is_some() => {
             warnings.push(
                 "Claude did not say what it cost; tokens and cost are the gateway's estimate"

@@ -90,6 +90,8 @@ pub struct Gate {
     export: GitExport,
     job: OnceCell<Job>,
     stop: watch::Sender<bool>,
+    /// Changes when something waits to be said.
+    news: watch::Sender<()>,
     link: tokio::sync::Mutex<()>,
     /// Cancelled when a newer link takes over.
     newest: Mutex<CancellationToken>,
@@ -216,6 +218,13 @@ impl Gateway {
         gate.is_some_and(|gate| gate.withhold())
     }
 
+    /// Has the session's agent told the messages that wait, now or as soon as it connects.
+    pub fn say(&self, session: SessionId, attempt: Attempt) {
+        if let Some(gate) = self.gate(session, attempt) {
+            gate.news.send_replace(());
+        }
+    }
+
     /// Tokens counted on the way to and from the model since the socket was opened, and what they
     /// cost as far as prices tell.
     #[must_use]
@@ -264,6 +273,7 @@ impl Gate {
             export,
             job: OnceCell::new(),
             stop: watch::Sender::new(false),
+            news: watch::Sender::new(()),
             link: tokio::sync::Mutex::default(),
             newest: Mutex::default(),
             closed: CancellationToken::new(),

@@ -80,6 +80,7 @@ impl Jobs {
             fetch_ref: one.fetch_ref,
             commit: one.commit,
         });
+        let resume = session.steering.resume.as_ref();
         Ok(Job {
             session: session.id.to_string(),
             attempt: attempt.0,
@@ -99,6 +100,7 @@ impl Jobs {
                 .then(|| result_ref(session.id, attempt)),
             claude,
             timers: self.timers(session),
+            conversation: resume.map(|_| session.claude_session_id.to_string()),
         })
     }
 
@@ -153,6 +155,11 @@ impl Jobs {
             branch: session.project.branch.as_ref(),
             dependencies,
         };
+        if let Some(resume) = &session.steering.resume {
+            // All of it is in the mirror.
+            let base = self.repos.resumed_base(request, resume.from).await;
+            return base.map_err(|error| JobError::Hopeless(outcome(&error)));
+        }
         let mut pause = REMOTE_PAUSE;
         for _ in 1..REMOTE_TRIES_MAX {
             match self.repos.prepare_base(request).await {

@@ -193,7 +193,7 @@ impl Reconciler {
             true => self.snapshot(false),
             false => snapshot,
         };
-        self.stop_sessions(&snapshot);
+        self.talk_to_sessions(&snapshot);
         let limits = Limits {
             slots_max: self.parts.settings.slots_max,
             kinds_max: &self.kinds_max,
@@ -362,7 +362,10 @@ impl Reconciler {
         }
         self.volumes_looked_at = Some(now);
         let before = self.parts.clock.now() - self.parts.settings.keep_volumes;
-        match self.parts.runtime.remove_kept_volumes(before).await {
+        // A session that is not over may need what its earlier attempts left, however old that is.
+        let open = self.parts.store.active();
+        let open = open.iter().map(|session| session.id).collect();
+        match self.parts.runtime.remove_kept_volumes(before, &open).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "removed volumes that were kept long enough"),
             Err(error) => tracing::warn!(%error, "old volumes were not removed"),
@@ -458,10 +461,19 @@ impl Reconciler {
 
     // --- execute ----------------------------------------------------------------------------------
 
-    fn stop_sessions(&self, snapshot: &Snapshot) {
+    /// Stops those that are to stop, and has those told something for whom messages wait.
+    fn talk_to_sessions(&self, snapshot: &Snapshot) {
         for session in &snapshot.sessions {
-            if let SessionState::Stopping { attempt, .. } = session.state {
-                self.parts.gateway.stop(session.id, attempt);
+            match session.state {
+                SessionState::Stopping { attempt, .. } => {
+                    self.parts.gateway.stop(session.id, attempt);
+                }
+                SessionState::Starting { attempt, .. } | SessionState::Running { attempt, .. }
+                    if !session.steering.messages.is_empty() =>
+                {
+                    self.parts.gateway.say(session.id, attempt);
+                }
+                _ => {}
             }
         }
     }

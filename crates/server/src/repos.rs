@@ -23,6 +23,7 @@ mod landing;
 mod merge;
 mod mirror;
 mod result;
+mod resumed;
 #[cfg(test)]
 mod tests;
 mod unjoined;

@@ -1,5 +1,6 @@
 //! Where sandboxes run: the seven things asked of a runtime, and how they fail.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::path::PathBuf;
 
@@ -49,15 +50,20 @@ pub trait Runtime: Send + Sync {
     async fn watch(&self) -> Result<BoxStream<'static, Sandbox>, RuntimeError>;
 
     /// Kills and deletes; a sandbox that is gone already is a success. With
-    /// [`Volumes::Remove`] its volumes go too, also those left by an earlier call that kept them.
+    /// [`Volumes::Remove`] its volumes go too, also those left by an earlier call that kept them;
+    /// with [`Volumes::KeepState`] only the workspace does.
     ///
     /// # Errors
     /// [`RuntimeError::NameTaken`] when what bears the name is not ours: it stays.
     async fn remove(&self, id: &SandboxId, volumes: Volumes) -> Result<(), RuntimeError>;
 
-    /// Removes our volumes made before `before` that no sandbox holds, and says how many. A pair
-    /// of volumes that was kept counts as two.
-    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError>;
+    /// Removes our volumes made before `before` that no sandbox holds and that are not of one of
+    /// the `spared` sessions, and says how many. A pair of volumes that was kept counts as two.
+    async fn remove_kept_volumes(
+        &self,
+        before: Timestamp,
+        spared: &HashSet<SessionId>,
+    ) -> Result<usize, RuntimeError>;
 
     /// Whether sandboxes can be made from `image`.
     ///
@@ -84,6 +90,8 @@ pub struct SandboxSpec {
     pub limits: Limits,
     /// The OCI runtime, such as `runsc`; the daemon's default when absent.
     pub runtime: Option<String>,
+    /// The attempt whose conversation is gone on with: its state volume is mounted read-only.
+    pub earlier: Option<Attempt>,
 }
 
 impl SandboxSpec {
@@ -141,6 +149,14 @@ pub enum RuntimeError {
         session: String,
         /// Who has it, as far as labels tell.
         holder: String,
+    },
+    /// The earlier attempt's state is gone: it was kept long enough, or somebody removed it.
+    #[error("what attempt {attempt} of session {session} left of its conversation is gone")]
+    StateGone {
+        /// Whose it was.
+        session: SessionId,
+        /// Which attempt's.
+        attempt: Attempt,
     },
     /// The attempt ran and ended; it is not run again.
     #[error("the sandbox of session {session} attempt {attempt} has already exited")]

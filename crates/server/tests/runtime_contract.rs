@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use baton::runtime::{FakeRuntime, Limits, Runtime, RuntimeError, SandboxSpec, Volumes, fake};
-use baton_domain::{Attempt, Kind, Sandbox, SandboxState, SessionId};
+use baton_domain::{Attempt, Kind, Sandbox, SandboxId, SandboxState, SessionId};
 use futures::stream::{BoxStream, StreamExt};
 use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
@@ -106,6 +106,7 @@ fn fresh_spec(run_dir: std::path::PathBuf) -> SandboxSpec {
             tmp_bytes: 8 << 20,
         },
         runtime: None,
+        earlier: None,
     }
 }
 
@@ -284,22 +285,71 @@ mod behaviour {
     }
 
     pub async fn volumes_are_kept_until_they_are_old(stage: impl Stage) {
-        let [kept, held] = [stage.spec(), stage.spec()];
+        let [kept, held, spared] = [stage.spec(), stage.spec(), stage.spec()];
         let runtime = stage.runtime();
-        for spec in [&kept, &held] {
+        for spec in [&kept, &held, &spared] {
             runtime.prepare(spec).await.expect("it is new");
         }
-        let removed = runtime.remove(&kept.id(), Volumes::Keep).await;
-        removed.expect("it is ours");
-        assert_eq!(stage.volumes(&kept).await, 2);
+        for spec in [&kept, &spared] {
+            let removed = runtime.remove(&spec.id(), Volumes::Keep).await;
+            removed.expect("it is ours");
+            assert_eq!(stage.volumes(spec).await, 2);
+        }
 
         let hour = SignedDuration::from_hours(1);
-        let count = runtime.remove_kept_volumes(stage.now() - hour).await;
+        let open = HashSet::from([spared.session]);
+        let count = runtime.remove_kept_volumes(stage.now() - hour, &open).await;
         assert_eq!(count.expect("it is there"), 0, "they are young");
-        let count = runtime.remove_kept_volumes(stage.now() + hour).await;
+        let count = runtime.remove_kept_volumes(stage.now() + hour, &open).await;
         assert_eq!(count.expect("it is there"), 2);
         assert_eq!(stage.volumes(&kept).await, 0);
         assert_eq!(stage.volumes(&held).await, 2, "a sandbox holds them");
+        assert_eq!(stage.volumes(&spared).await, 2, "they may be needed");
+    }
+
+    pub async fn an_attempt_goes_on_from_what_an_earlier_one_left(stage: impl Stage) {
+        let first = stage.spec();
+        let runtime = stage.runtime();
+        let second = SandboxSpec {
+            attempt: Attempt(2),
+            earlier: Some(first.attempt),
+            ..first.clone()
+        };
+        let gone = |refused: &Result<SandboxId, RuntimeError>| {
+            let Err(RuntimeError::StateGone { session, attempt }) = refused else {
+                panic!("{refused:?}");
+            };
+            (*session, *attempt) == (first.session, first.attempt)
+        };
+        assert!(gone(&runtime.launch(&second).await));
+        assert!(gone(&runtime.prepare(&second).await));
+        assert_eq!(
+            stage.volumes(&first).await,
+            0,
+            "nothing is made in its place"
+        );
+
+        runtime.prepare(&first).await.expect("it is new");
+        let removed = runtime.remove(&first.id(), Volumes::KeepState).await;
+        removed.expect("it is ours");
+        assert_eq!(stage.volumes(&first).await, 1);
+        runtime.prepare(&second).await.expect("the state is there");
+        runtime.launch(&second).await.expect("it is ours");
+        assert_eq!(stage.volumes(&first).await, 3);
+        let hour = SignedDuration::from_hours(1);
+        let count = runtime
+            .remove_kept_volumes(stage.now() + hour, &HashSet::from([first.session]))
+            .await;
+        assert_eq!(count.expect("it is there"), 0);
+
+        let removed = runtime.remove(&second.id(), Volumes::Remove).await;
+        removed.expect("it is ours");
+        assert_eq!(stage.volumes(&first).await, 1, "the earlier state stays");
+        for _ in 0..2 {
+            let removed = runtime.remove(&first.id(), Volumes::KeepState).await;
+            removed.expect("it is gone");
+        }
+        assert_eq!(stage.volumes(&first).await, 1);
     }
 
     pub async fn kept_volumes_go_with_a_later_remove(stage: impl Stage) {
@@ -402,6 +452,7 @@ suite! {
     a_sandbox_removed_by_hand_is_seen_to_be_gone,
     removing_twice_is_a_success,
     volumes_are_kept_until_they_are_old,
+    an_attempt_goes_on_from_what_an_earlier_one_left,
     kept_volumes_go_with_a_later_remove,
     a_taken_name_is_told_and_its_holder_left_alone,
     ids_that_end_alike_clash_clearly,

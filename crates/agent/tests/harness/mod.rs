@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use baton_agent::protocol::{
-    Body, Checkout, ClaudeCommand, Ending, Frame, Hello, Job, Note, Numbered, Stream, Timers,
+    Body, Checkout, ClaudeCommand, Ending, Frame, Hello, Job, Note, Numbered, Say, Stream, Timers,
     UPGRADE,
 };
 use bytes::BytesMut;
@@ -37,7 +37,7 @@ impl Sandbox {
     /// One whose Claude is `script`, run by bash in the workspace.
     pub fn new(script: &str) -> Self {
         let dir = TempDir::new().expect("a directory");
-        for part in ["run", "state", "workspace", "home"] {
+        for part in ["run", "state", "earlier", "workspace", "home"] {
             fs::create_dir(dir.path().join(part)).expect("a directory");
         }
         let claude = dir.path().join("claude");
@@ -74,6 +74,7 @@ impl Sandbox {
                 term_grace_ms: 30_000,
                 timeout_ms: 60_000,
             },
+            conversation: None,
         };
         Self { dir, job }
     }
@@ -93,6 +94,8 @@ impl Sandbox {
             .arg(self.path("run"))
             .arg("--state-dir")
             .arg(self.path("state"))
+            .arg("--earlier-dir")
+            .arg(self.path("earlier"))
             .arg("--workspace-dir")
             .arg(self.path("workspace"))
             .arg("--home-dir")
@@ -203,6 +206,11 @@ impl Connection {
         self.stream.write_all(&wire).await.expect("sent");
     }
 
+    pub async fn say(&mut self, number: u64, text: &str) {
+        let text = text.to_owned();
+        self.send(&Frame::Say(Say { number, text })).await;
+    }
+
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = Frame::decode(&mut self.buffer).expect("a frame") {
@@ -278,6 +286,7 @@ impl Transcript {
             Body::Output { bytes, .. } => self.stderr.extend_from_slice(&bytes),
             Body::Note(Note::Setup { step }) => self.notes.push(step),
             Body::Note(Note::ClaudeStarted) => self.notes.push("started".into()),
+            Body::Note(Note::Told { number }) => self.notes.push(format!("told {number}")),
             Body::Note(Note::Ended(ending)) => self.ending = Some(*ending),
         }
     }

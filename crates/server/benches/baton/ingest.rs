@@ -135,6 +135,7 @@ fn send(data_dir: &Path, id: &str, chunks: &[Bytes]) -> Result<f64> {
         agent_version: "bench".into(),
         has_job: true,
         last_seq: 0,
+        listens: false,
     };
     Frame::Hello(hello).encode(&mut wire);
     stream.write_all(&wire)?;

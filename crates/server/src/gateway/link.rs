@@ -1,10 +1,10 @@
-//! The link to an agent: its job goes out, its numbered frames come in and are acknowledged when
-//! they are stored for good.
+//! The link to an agent: its job and messages to Claude go out, its numbered frames come in and
+//! are acknowledged when they are stored for good.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use baton_agent::protocol::{Frame, FrameError, Hello, Note, Numbered, Stream};
+use baton_agent::protocol::{Frame, FrameError, Hello, Note, Numbered, Say, Stream};
 use baton_domain::SessionEvent;
 use baton_domain::output::usage_limit;
 use baton_domain::session::SessionState;
@@ -77,7 +77,7 @@ where
     let reading = read_frames(reader, buffer, frames);
     let storing = async {
         let lines = Lines::after(acked);
-        store_frames(&gate, lines, waiting, writer, hello.has_job, &superseded).await
+        store_frames(&gate, lines, waiting, writer, &hello, &superseded).await
     };
     let (read, stored) = tokio::join!(reading, storing);
     stored.and(read)
@@ -128,18 +128,22 @@ async fn store_frames<Io: AsyncWrite>(
     mut lines: Lines,
     mut waiting: mpsc::Receiver<Numbered>,
     mut writer: WriteHalf<Io>,
-    has_job: bool,
+    hello: &Hello,
     superseded: &CancellationToken,
 ) -> Result<(), LinkError> {
     let mut stop = gate.stop.subscribe();
     let mut told_to_stop = false;
     let has_one = tokio::select! {
-        job = send_job(gate, &mut writer, has_job, &mut stop) => job?,
+        job = send_job(gate, &mut writer, hello.has_job, &mut stop) => job?,
         () = superseded.cancelled() => return Ok(()),
     };
     if !has_one {
         return Ok(());
     }
+    let mut news = gate.news.subscribe();
+    // What waited before is news to this connection.
+    news.mark_changed();
+    let mut said = 0;
     loop {
         if *stop.borrow() && !told_to_stop {
             send(&mut writer, &Frame::Cancel).await?;
@@ -149,6 +153,11 @@ async fn store_frames<Io: AsyncWrite>(
             frame = waiting.recv() => frame,
             changed = stop.changed(), if !told_to_stop => {
                 if changed.is_err() { return Ok(()) }
+                continue;
+            }
+            changed = news.changed(), if hello.listens => {
+                if changed.is_err() { return Ok(()) }
+                said = say(gate, &mut writer, said).await?;
                 continue;
             }
             // Only between two batches: the next link asks how far this one has stored, and an
@@ -209,6 +218,31 @@ async fn send_job<Io: AsyncWrite>(
             Err(error.into())
         }
     }
+}
+
+/// Says what waits to be said and has a number above `said`; gives the last number said.
+async fn say<Io: AsyncWrite>(
+    gate: &Gate,
+    writer: &mut WriteHalf<Io>,
+    mut said: u64,
+) -> Result<u64, LinkError> {
+    let session = gate.parts.store.session(gate.session).await?;
+    let works = match session.state {
+        SessionState::Starting { attempt, .. } | SessionState::Running { attempt, .. } => {
+            attempt == gate.attempt
+        }
+        _ => false,
+    };
+    let waiting = session.steering.messages.iter().filter(|_| works);
+    for message in waiting {
+        if message.number > said {
+            said = message.number;
+            let text = message.text.clone();
+            send(writer, &Frame::Say(Say { number: said, text })).await?;
+            failpoint::reach("message_said");
+        }
+    }
+    Ok(said)
 }
 
 /// Stores what has gathered, then what the note says, then acknowledges. True after the last frame.
@@ -272,6 +306,7 @@ fn failpoints(note: Option<&Note>) -> [&'static str; 2] {
         None => ["", "output_acknowledged"],
         Some(Note::Setup { .. }) => ["setup_recorded", "setup_acknowledged"],
         Some(Note::ClaudeStarted) => ["start_recorded", "start_acknowledged"],
+        Some(Note::Told { .. }) => ["told_recorded", "told_acknowledged"],
         Some(Note::Ended(_)) => ["ended_recorded", "ended_acknowledged"],
     }
 }
@@ -283,6 +318,7 @@ fn event_of(gate: &Gate, note: Note) -> Option<SessionEvent> {
             None
         }
         Note::ClaudeStarted => Some(SessionEvent::ClaudeStarted(gate.attempt)),
+        Note::Told { number } => Some(SessionEvent::MessageTold(gate.attempt, number)),
         Note::Ended(ending) => {
             let ending = Box::new(ending.capped());
             Some(SessionEvent::AgentEnded(gate.attempt, ending))

@@ -10,6 +10,7 @@ use baton_domain::{Session, SessionEvent, SessionId, SessionState, Status};
 use super::{
     Accepted, NewMessage, Once, Orchestrator, OrchestratorError, SessionDetails, idempotency,
 };
+use crate::failpoint;
 use crate::store::{PAGE_SESSIONS_MAX, SessionQuery, StoreError, Transition, Written};
 
 /// How often a change of several sessions is decided anew when another writer was faster.
@@ -127,6 +128,7 @@ impl Orchestrator {
             match store.record(changes, key).await {
                 Ok(Written::Before { response }) => return Ok(Accepted::Before(response)),
                 Ok(Written::Now(_)) => {
+                    failpoint::reach("steered");
                     self.parts.wake.notify_one();
                     return Ok(Accepted::Now(self.details(store.session(id).await?)));
                 }

@@ -169,6 +169,17 @@ impl Actions {
                 self.parts.health.image_missing(&image);
                 ActionDone::again()
             }
+            RuntimeError::StateGone { .. } => {
+                tracing::warn!(session = %session.id, %error, "cannot go on");
+                let text = format!("{error}; retry the session to start it anew");
+                let outcome = Outcome::failed(FailureCode::ConversationLost, text);
+                let event = SessionEvent::LaunchFailed(session.attempt, outcome);
+                self.record_or_log(session.id, &event).await;
+                ActionDone {
+                    look_again: true,
+                    ..ActionDone::default()
+                }
+            }
             error => {
                 let event = match self.tries_again(session, gate, &error).await {
                     Some(again) => again,
@@ -278,6 +289,7 @@ impl Actions {
             run_dir,
             limits: limits(settings.limits.get(&session.kind), session.kind),
             runtime: settings.oci_runtime.clone(),
+            earlier: session.steering.resume.as_ref().map(|resume| resume.from),
         })
     }
 

@@ -47,9 +47,9 @@ pub struct Base {
 }
 
 /// What was decided, before it is recorded.
-struct Decision {
-    commit: String,
-    unjoined: Vec<DependencyCommit>,
+pub(super) struct Decision {
+    pub(super) commit: String,
+    pub(super) unjoined: Vec<DependencyCommit>,
 }
 
 impl Repos {
@@ -95,7 +95,10 @@ impl Repos {
     }
 
     /// What was recorded for the attempt.
-    async fn decided(&self, request: &BaseRequest<'_>) -> Result<Option<Base>, RepoError> {
+    pub(super) async fn decided(
+        &self,
+        request: &BaseRequest<'_>,
+    ) -> Result<Option<Base>, RepoError> {
         let (session, attempt) = (request.session, request.attempt);
         let Some(commit) = self.read_ref(request.repository, &base_ref(session, attempt))? else {
             return Ok(None);
@@ -109,7 +112,11 @@ impl Repos {
         self.base(request, decision).await.map(Some)
     }
 
-    async fn base(&self, request: &BaseRequest<'_>, decision: Decision) -> Result<Base, RepoError> {
+    pub(super) async fn base(
+        &self,
+        request: &BaseRequest<'_>,
+        decision: Decision,
+    ) -> Result<Base, RepoError> {
         let (session, attempt) = (request.session, request.attempt);
         let Decision { commit, unjoined } = decision;
         let unjoined = self
@@ -124,7 +131,7 @@ impl Repos {
 
     /// The base last: where a crash comes in between, there is no base yet, and the next call
     /// writes over what there is. One transaction of git's could be torn by it in any order.
-    async fn record(
+    pub(super) async fn record(
         &self,
         request: &BaseRequest<'_>,
         decision: &Decision,

@@ -80,16 +80,33 @@ impl Repos {
         attempt: Attempt,
         base: &str,
     ) -> Result<WorkResult, RepoError> {
+        self.result_since(repository, session, attempt, base, base)
+            .await
+    }
+
+    /// What an attempt on top of `base` and those before it made since `first`.
+    ///
+    /// # Errors
+    /// As [`Repos::result_of`].
+    pub async fn result_since(
+        &self,
+        repository: &Repository,
+        session: SessionId,
+        attempt: Attempt,
+        base: &str,
+        first: &str,
+    ) -> Result<WorkResult, RepoError> {
         let pushed = self.read_ref(repository, &result_ref(session, attempt))?;
-        let Some(commit) = pushed.filter(|commit| commit != base) else {
+        let commit = pushed.unwrap_or_else(|| base.to_owned());
+        if commit == first {
             return Ok(WorkResult {
-                commit: base.to_owned(),
+                commit,
                 ..WorkResult::default()
             });
-        };
+        }
         let (commits, diff) = tokio::try_join!(
-            self.commits_between(repository, base, &commit),
-            self.diff(repository, base, &commit),
+            self.commits_between(repository, first, &commit),
+            self.diff(repository, first, &commit),
         )?;
         Ok(WorkResult {
             commit,

@@ -24,6 +24,7 @@ pub(super) const LABEL_SANDBOX: &str = "baton.sandbox";
 pub(super) const AGENT_UID: u32 = 10_001;
 const WORKSPACE: &str = "/workspace";
 const STATE: &str = "/state";
+const EARLIER: &str = "/earlier";
 const HOME: &str = "/home/agent";
 /// Caches and dotfiles of one session; it counts against the sandbox's memory.
 const HOME_BYTES: u64 = 256 << 20;
@@ -33,7 +34,20 @@ const NANOS_PER_CPU: f64 = 1e9;
 
 /// The names of a sandbox's two volumes, workspace first.
 pub(super) fn volume_names(session: SessionId, attempt: Attempt) -> [String; 2] {
-    ["workspace", "state"].map(|part| format!("baton-{session}-{attempt}-{part}"))
+    [
+        workspace_name(session, attempt),
+        state_name(session, attempt),
+    ]
+}
+
+/// The name of the volume with an attempt's code.
+pub(super) fn workspace_name(session: SessionId, attempt: Attempt) -> String {
+    format!("baton-{session}-{attempt}-workspace")
+}
+
+/// The name of the volume with an attempt's conversation.
+pub(super) fn state_name(session: SessionId, attempt: Attempt) -> String {
+    format!("baton-{session}-{attempt}-state")
 }
 
 /// The labels of everything that belongs to one attempt.
@@ -130,6 +144,10 @@ fn tmpfs(tmp_bytes: u64) -> HashMap<String, String> {
 
 fn mounts(spec: &SandboxSpec, instance: &str) -> Vec<Mount> {
     let mut mounts = volume_mounts(spec, instance);
+    mounts.extend(
+        spec.earlier
+            .map(|earlier| earlier_mount(spec, earlier, instance)),
+    );
     mounts.push(Mount {
         typ: Some(MountType::BIND),
         source: Some(spec.run_dir.to_string_lossy().into_owned()),
@@ -140,10 +158,37 @@ fn mounts(spec: &SandboxSpec, instance: &str) -> Vec<Mount> {
     mounts
 }
 
-/// The two volumes at their places; Docker makes what is missing, with the labels.
-pub(super) fn volume_mounts(spec: &SandboxSpec, instance: &str) -> Vec<Mount> {
+/// The state of an earlier attempt. It was there when the sandbox was asked for; should it go in
+/// that moment, what Docker makes in its place is empty and has our labels, so that it goes too.
+fn earlier_mount(spec: &SandboxSpec, earlier: Attempt, instance: &str) -> Mount {
+    let of_earlier = SandboxSpec {
+        attempt: earlier,
+        ..spec.clone()
+    };
+    Mount {
+        typ: Some(MountType::VOLUME),
+        source: Some(state_name(spec.session, earlier)),
+        target: Some(EARLIER.to_owned()),
+        read_only: Some(true),
+        volume_options: Some(MountVolumeOptions {
+            labels: Some(volume_labels(&of_earlier, instance)),
+            // Nothing of the image's is to get into it.
+            no_copy: Some(true),
+            ..MountVolumeOptions::default()
+        }),
+        ..Mount::default()
+    }
+}
+
+fn volume_labels(spec: &SandboxSpec, instance: &str) -> HashMap<String, String> {
     let mut labels = labels(spec, instance);
     labels.insert(LABEL_SANDBOX.to_owned(), spec.id().0);
+    labels
+}
+
+/// The two volumes at their places; Docker makes what is missing, with the labels.
+pub(super) fn volume_mounts(spec: &SandboxSpec, instance: &str) -> Vec<Mount> {
+    let labels = volume_labels(spec, instance);
     volume_names(spec.session, spec.attempt)
         .into_iter()
         .zip([WORKSPACE, STATE])
@@ -198,6 +243,7 @@ mod tests {
                 tmp_bytes: 512 << 20,
             },
             runtime: None,
+            earlier: None,
         }
     }
 
@@ -329,6 +375,37 @@ mod tests {
         let host = body.host_config.as_mut().expect("a sandbox has one");
         assert_eq!(host.runtime.take().as_deref(), Some("runsc"));
         assert_eq!(body, container_body(&spec(), "here"));
+    }
+
+    #[test]
+    fn who_goes_on_reads_the_earlier_state_and_that_is_the_only_difference() {
+        let with = SandboxSpec {
+            earlier: Some(Attempt(1)),
+            ..spec()
+        };
+        let mut body = container_body(&with, "here");
+        let host = body.host_config.as_mut().expect("a sandbox has one");
+        let mounts = host.mounts.as_mut().expect("a sandbox has some");
+        let mount = mounts.remove(2);
+        assert_eq!(body, container_body(&spec(), "here"));
+        let mount = serde_json::to_value(mount).expect("a mount is JSON");
+        expect![[r#"
+            {
+              "ReadOnly": true,
+              "Source": "baton-0192d1f6-0000-7000-8000-00abcdef0001-1-state",
+              "Target": "/earlier",
+              "Type": "volume",
+              "VolumeOptions": {
+                "Labels": {
+                  "baton.attempt": "1",
+                  "baton.instance": "here",
+                  "baton.sandbox": "claude-implementation-00abcdef0001",
+                  "baton.session": "0192d1f6-0000-7000-8000-00abcdef0001"
+                },
+                "NoCopy": true
+              }
+            }"#]]
+        .assert_eq(&serde_json::to_string_pretty(&mount).expect("a value is JSON"));
     }
 
     #[test]

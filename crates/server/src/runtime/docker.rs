@@ -4,7 +4,7 @@
 //! that 1.41 (Docker 20.10) has are used. Each request has a connection of its own, so a
 //! restarted daemon, an upgraded one too, is simply met by the next request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -192,6 +192,9 @@ impl DockerRuntime {
         let options = CreateContainerOptionsBuilder::new().name(&id.0).build();
         let body = container_body(spec, &self.instance);
         let client = self.client(STEP)?;
+        if let Some(earlier) = spec.earlier {
+            volumes::check_earlier(self, spec.session, earlier).await?;
+        }
         match client.create_container(Some(options), body).await {
             Ok(made) => self.warn_once(&made.warnings),
             // The name is derived, so this is the very container, or somebody else's.
@@ -432,12 +435,17 @@ impl Runtime for DockerRuntime {
         failpoint::reach("sandbox_deleted");
         match volumes {
             Volumes::Keep => Ok(()),
+            Volumes::KeepState => volumes::remove_workspace_of(self, id).await,
             Volumes::Remove => volumes::remove_of(self, id).await,
         }
     }
 
-    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError> {
-        volumes::remove_unheld(self, before).await
+    async fn remove_kept_volumes(
+        &self,
+        before: Timestamp,
+        spared: &HashSet<SessionId>,
+    ) -> Result<usize, RuntimeError> {
+        volumes::remove_unheld(self, before, spared).await
     }
 
     async fn check_image(&self, image: &str) -> Result<(), RuntimeError> {

@@ -49,12 +49,27 @@ struct Host {
     now: Timestamp,
     away: bool,
     sandboxes: BTreeMap<SandboxId, Sandbox>,
-    /// Each sandbox's pair, and when it was made. Outlives the sandbox unless removed.
-    volumes: BTreeMap<SandboxId, (SessionId, Attempt, Timestamp)>,
+    /// Each sandbox's volumes. They outlive it unless removed.
+    volumes: BTreeMap<SandboxId, Pair>,
     launched: Vec<SessionId>,
     images_missing: HashSet<String>,
     foreign_names: HashSet<String>,
     faults: HashMap<Verb, VecDeque<Fault>>,
+}
+
+/// The volumes of one attempt.
+struct Pair {
+    session: SessionId,
+    attempt: Attempt,
+    made: Timestamp,
+    /// Whether that with the code is still there, and not only that with the conversation.
+    workspace: bool,
+}
+
+impl Pair {
+    fn count(&self) -> usize {
+        if self.workspace { 2 } else { 1 }
+    }
 }
 
 enum Fault {
@@ -110,12 +125,13 @@ impl FakeRuntime {
         running.map(|sandbox| sandbox.session).collect()
     }
 
-    /// How many volumes exist of any attempt of `session`: two for each.
+    /// How many volumes exist of any attempt of `session`: two for each at most.
     #[must_use]
     pub fn volumes_of(&self, session: SessionId) -> usize {
         let host = self.host();
         let pairs = host.volumes.values();
-        2 * pairs.filter(|(owner, ..)| *owner == session).count()
+        let of_session = pairs.filter(|pair| pair.session == session);
+        of_session.map(Pair::count).sum()
     }
 
     /// The newest attempt of `session` exits.
@@ -279,8 +295,15 @@ impl Host {
                 holder.to_owned(),
             ));
         }
+        let of_earlier = |earlier: Attempt| {
+            let mut pairs = self.volumes.values();
+            pairs.any(|pair| (pair.session, pair.attempt) == (spec.session, earlier))
+        };
+        if let Some(attempt) = spec.earlier.filter(|earlier| !of_earlier(*earlier)) {
+            let session = spec.session;
+            return Err(RuntimeError::StateGone { session, attempt });
+        }
         let made = self.now;
-        let owner = (spec.session, spec.attempt, made);
         let sandbox = self.sandboxes.entry(id.clone()).or_insert(Sandbox {
             id: id.clone(),
             session: spec.session,
@@ -298,7 +321,12 @@ impl Host {
                 attempt: spec.attempt,
             });
         }
-        self.volumes.entry(id).or_insert(owner);
+        self.volumes.entry(id).or_insert(Pair {
+            session: spec.session,
+            attempt: spec.attempt,
+            made,
+            workspace: true,
+        });
         Ok(sandbox)
     }
 }
@@ -353,20 +381,31 @@ impl Runtime for FakeRuntime {
                 return Err(name_taken(&id.0, id.0.clone(), holder.to_owned()));
             }
             self.delete(host, id);
-            if volumes == Volumes::Remove {
-                host.volumes.remove(id);
+            match (volumes, host.volumes.get_mut(id)) {
+                (Volumes::Remove, _) => drop(host.volumes.remove(id)),
+                (Volumes::KeepState, Some(pair)) => pair.workspace = false,
+                _ => {}
             }
             Ok(())
         })
     }
 
-    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError> {
+    async fn remove_kept_volumes(
+        &self,
+        before: Timestamp,
+        spared: &HashSet<SessionId>,
+    ) -> Result<usize, RuntimeError> {
         self.call(Verb::RemoveKeptVolumes, |host| {
             let sandboxes = &host.sandboxes;
-            let pairs = host.volumes.len();
-            host.volumes
-                .retain(|id, (.., made)| sandboxes.contains_key(id) || *made >= before);
-            Ok(2 * (pairs - host.volumes.len()))
+            let mut removed = 0;
+            host.volumes.retain(|id, pair| {
+                let stays = sandboxes.contains_key(id)
+                    || pair.made >= before
+                    || spared.contains(&pair.session);
+                removed += if stays { 0 } else { pair.count() };
+                stays
+            });
+            Ok(removed)
         })
     }
 

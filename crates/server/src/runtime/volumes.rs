@@ -1,8 +1,8 @@
-//! The two volumes of a sandbox: whose they are, who owns their roots, and when they go.
+//! The volumes of a sandbox: whose they are, who owns their roots, and when they go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use baton_domain::SandboxId;
+use baton_domain::{Attempt, SandboxId, SessionId};
 use bollard::body_full;
 use bollard::models::{ContainerCreateBody, HostConfig, Volume};
 use bollard::query_parameters::{
@@ -12,10 +12,37 @@ use bollard::query_parameters::{
 use futures::future::try_join_all;
 use jiff::Timestamp;
 
-use super::body::{AGENT_UID, LABEL_INSTANCE, LABEL_SANDBOX, volume_mounts, volume_names};
+use super::body::{
+    AGENT_UID, LABEL_INSTANCE, LABEL_SANDBOX, state_name, volume_mounts, volume_names,
+    workspace_name,
+};
 use super::docker::DockerRuntime;
 use super::refusal::{failed, is_status};
 use super::{RUN_MOUNT, RuntimeError, SandboxSpec};
+
+/// Checks that the state of an attempt that is to be gone on with is there and the session's own.
+/// Before the sandbox is made: Docker would make the volume, empty.
+///
+/// # Errors
+/// [`RuntimeError::StateGone`], [`RuntimeError::NameTaken`].
+pub(super) async fn check_earlier(
+    docker: &DockerRuntime,
+    session: SessionId,
+    attempt: Attempt,
+) -> Result<(), RuntimeError> {
+    const STEP: &str = "inspect the volume";
+    let name = state_name(session, attempt);
+    let volume = match docker.client(STEP)?.inspect_volume(&name).await {
+        Err(error) if is_status(&error, 404) => {
+            return Err(RuntimeError::StateGone { session, attempt });
+        }
+        found => found.map_err(failed(STEP, &name))?,
+    };
+    match docker.owner(&volume.labels) == Some((session, attempt)) {
+        true => Ok(()),
+        false => Err(docker.name_taken(&name, &session.to_string(), &volume.labels)),
+    }
+}
 
 /// Checks that the volumes of a sandbox that never ran are its own, and on a `foreign_image`
 /// gives them the right owner.
@@ -41,6 +68,14 @@ pub(super) async fn make_ready(
             let session = spec.session.to_string();
             return Err(docker.name_taken(&volume.name, &session, &volume.labels));
         }
+    }
+    if let Some(earlier) = spec.earlier
+        && let Err(error) = check_earlier(docker, spec.session, earlier).await
+    {
+        if !error.is_unavailable() {
+            docker.delete(&id.0).await?;
+        }
+        return Err(error);
     }
     if foreign_image {
         own_roots(docker, spec, id).await?;
@@ -115,25 +150,49 @@ fn primer_body(spec: &SandboxSpec, docker: &DockerRuntime) -> ContainerCreateBod
 
 /// Removes the volumes of a sandbox; none left is a success.
 pub(super) async fn remove_of(docker: &DockerRuntime, id: &SandboxId) -> Result<(), RuntimeError> {
-    // Found by label: the names need the whole session id, and the container may be long gone.
-    let label = format!("{LABEL_SANDBOX}={id}");
-    for volume in list(docker, HashMap::from([("label", vec![label])])).await? {
+    for volume in list_of(docker, id).await? {
         remove(docker, &volume.name).await?;
     }
     Ok(())
 }
 
-/// Removes our volumes made before `before` that no container mounts; says how many.
+/// Removes the workspace of a sandbox; gone already is a success.
+pub(super) async fn remove_workspace_of(
+    docker: &DockerRuntime,
+    id: &SandboxId,
+) -> Result<(), RuntimeError> {
+    for volume in list_of(docker, id).await? {
+        let owner = docker.owner(&volume.labels);
+        if owner.is_some_and(|(session, attempt)| volume.name == workspace_name(session, attempt)) {
+            remove(docker, &volume.name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Found by label: the names need the whole session id, and the container may be long gone.
+async fn list_of(docker: &DockerRuntime, id: &SandboxId) -> Result<Vec<Volume>, RuntimeError> {
+    let label = format!("{LABEL_SANDBOX}={id}");
+    list(docker, HashMap::from([("label", vec![label])])).await
+}
+
+/// Removes our volumes made before `before` that no container mounts and that are not of one of
+/// the `spared` sessions; says how many.
 ///
 /// The time is Docker's: newer versions give when the volume was made, older ones when an entry
 /// of its root last changed, which is later.
 pub(super) async fn remove_unheld(
     docker: &DockerRuntime,
     before: Timestamp,
+    spared: &HashSet<SessionId>,
 ) -> Result<usize, RuntimeError> {
     let filters = HashMap::from([("dangling", vec!["true".to_owned()])]);
     let mut removed = 0;
     for volume in list(docker, filters).await? {
+        let owner = docker.owner(&volume.labels);
+        if owner.is_some_and(|(session, _)| spared.contains(&session)) {
+            continue;
+        }
         let created_at = volume.created_at.as_deref();
         let created_at: Option<Timestamp> = created_at.and_then(|text| text.parse().ok());
         if created_at.is_some_and(|at| at < before) && remove(docker, &volume.name).await? {

@@ -3,7 +3,7 @@
 //! The agent of these sandboxes is a shell script that tells of its start and awaits orders
 //! through two FIFOs in its run directory: no test waits by the clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,9 +12,9 @@ use std::sync::Mutex;
 
 use async_trait::async_trait;
 use baton::runtime::{DockerRuntime, Runtime, RuntimeError, SandboxSpec, Volumes};
-use baton_domain::{SandboxState, SessionId};
+use baton_domain::{Attempt, SandboxState, SessionId};
 use bollard::Docker;
-use bollard::models::{ContainerConfig, ContainerCreateBody};
+use bollard::models::{ContainerConfig, ContainerCreateBody, VolumeCreateRequest};
 use bollard::query_parameters::{
     CommitContainerOptionsBuilder, CreateContainerOptionsBuilder, InspectContainerOptions,
     ListContainersOptionsBuilder, ListVolumesOptionsBuilder, RemoveContainerOptionsBuilder,
@@ -281,6 +281,74 @@ async fn volumes_kept_by_another_instance_are_not_mounted() {
     assert_eq!(theirs.volumes(&spec).await, 2, "theirs are untouched");
 }
 
+/// Whatever bears the name of an earlier attempt's state must also be labelled as that.
+#[tokio::test]
+async fn an_earlier_state_that_is_not_the_sessions_own_is_not_mounted() {
+    let stage = DockerStage::new();
+    let spec = SandboxSpec {
+        attempt: Attempt(2),
+        earlier: Some(Attempt::FIRST),
+        ..stage.spec()
+    };
+    let name = format!("baton-{}-1-state", spec.session);
+    let mut labels: HashMap<String, String> = [
+        ("baton.instance", stage.instance.as_str()),
+        ("baton.session", &Uuid::now_v7().to_string()),
+        ("baton.attempt", "1"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into();
+    for step in ["another session's", "another attempt's", "nobody's"] {
+        let request = VolumeCreateRequest {
+            name: Some(name.clone()),
+            labels: Some(labels.clone()),
+            ..VolumeCreateRequest::default()
+        };
+        stage.docker.create_volume(request).await.expect("made");
+        for refused in [
+            stage.runtime.prepare(&spec).await,
+            stage.runtime.launch(&spec).await,
+        ] {
+            assert!(
+                matches!(&refused, Err(RuntimeError::NameTaken { name: taken, .. }) if *taken == name),
+                "{step}: {refused:?}"
+            );
+        }
+        assert!(!stage.is_occupied(&spec.id().0).await, "nothing is made");
+        let removed = stage
+            .docker
+            .remove_volume(&name, None::<RemoveVolumeOptions>);
+        removed.await.expect("nothing holds it");
+        labels.insert("baton.session".to_owned(), spec.session.to_string());
+        if step == "another session's" {
+            labels.insert("baton.attempt".to_owned(), "3".to_owned());
+        } else {
+            labels.remove("baton.instance");
+        }
+    }
+}
+
+/// The state is there to be read, and nothing else of the earlier attempt is.
+#[tokio::test]
+async fn an_earlier_state_is_seen_from_within_and_cannot_be_written() {
+    let stage = DockerStage::new();
+    let spec = stage.spec_with_agent(
+        r#"#!/bin/sh
+if [ ! -e /earlier ]; then mkdir /state/claude && echo said > /state/claude/x; exit; fi
+[ "$(cat /earlier/claude/x)" = said ]     || exit 10
+! touch /earlier/y 2>/dev/null            || exit 11
+[ -z "$(ls -A /state /workspace | grep x)" ] || exit 12
+"#,
+    );
+    assert_eq!(stage.runs(&spec).await, 0);
+    let second = SandboxSpec {
+        attempt: Attempt(2),
+        earlier: Some(spec.attempt),
+        ..spec
+    };
+    assert_eq!(stage.runs(&second).await, 0, "a number names the check");
+}
+
 /// Checked from within, by what the kernel says: the flags of the request are pinned elsewhere.
 #[tokio::test]
 async fn a_sandbox_is_sealed_as_seen_from_within() {
@@ -383,7 +451,7 @@ async fn an_absent_daemon_is_unavailable_until_it_comes() {
         runtime.remove(&spec.id(), Volumes::Remove).await,
         runtime.image_exists(IMAGE).await.map(|_| ()),
         runtime
-            .remove_kept_volumes(Timestamp::now())
+            .remove_kept_volumes(Timestamp::now(), &HashSet::new())
             .await
             .map(|_| ()),
     ];

@@ -7,7 +7,7 @@ use crate::fake_claude::steps;
 use crate::world::{SESSION_LIMIT, World, eventually, text};
 
 #[tokio::test]
-async fn failed_session_keeps_its_volumes_and_a_completed_one_keeps_nothing() {
+async fn failed_session_keeps_its_volumes_and_a_completed_one_its_conversation() {
     let mut world = World::with_fake_claude().await;
     world
         .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
@@ -23,10 +23,20 @@ async fn failed_session_keeps_its_volumes_and_a_completed_one_keeps_nothing() {
     world.failed(&failed, "claude_exited").await;
     world.completed(&completed).await;
     world.no_container().await;
-    let mut kept = volumes(&world.instance).await;
-    kept.sort();
-    let expected = ["state", "workspace"].map(|part| format!("baton-{failed}-1-{part}"));
-    assert_eq!(kept, expected);
+    let mut expected = [
+        format!("baton-{completed}-1-state"),
+        format!("baton-{failed}-1-state"),
+        format!("baton-{failed}-1-workspace"),
+    ];
+    expected.sort();
+    let mut kept = Vec::new();
+    let as_expected = eventually(SESSION_LIMIT, async || {
+        kept = volumes(&world.instance).await;
+        kept.sort();
+        kept == expected
+    })
+    .await;
+    assert!(as_expected, "{kept:?} is kept");
     let cleared = eventually(SESSION_LIMIT, async || world.run_dirs() == 0).await;
     assert!(cleared, "directories of sockets are left");
 }

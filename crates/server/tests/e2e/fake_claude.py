@@ -2,7 +2,8 @@
 """Stands in for Claude Code where a test needs one that misbehaves.
 
 The prompt's first line is `fake: [[step, argument, ...], ...]`; the steps are taken in order. There
-is no result message unless a step gives one. What it prints depends on the steps alone.
+is no result message unless a step gives one. What it prints depends on the steps alone, and on
+what it is told.
 """
 
 import json
@@ -123,8 +124,19 @@ def tell_term() -> None:
     signal.signal(signal.SIGTERM, told)
 
 
+def told() -> bytes:
+    """The next message on stdin; empty at its end."""
+    line = sys.stdin.buffer.readline()
+    return json.loads(line)["message"]["content"].encode() if line else b""
+
+
+def listen(times: int) -> None:
+    for _ in range(times):
+        put(b"told " + told())
+
+
 def main() -> None:
-    prompt = sys.stdin.buffer.read()
+    prompt = told()
     head = prompt.split(b"\n", 1)[0]
     steps = json.loads(head.split(b"fake: ", 1)[1])
     say({"type": "system", "subtype": "init", "model": "fake", "claude_code_version": "0"})
@@ -135,6 +147,7 @@ def main() -> None:
         "line_mib": line_mib,
         "raw": lambda digits: put(bytes.fromhex(digits)),
         "result": result,
+        "listen": listen,
         "tell_prompt_size": lambda: result(f"the prompt has {len(prompt)} bytes"),
         "write": write,
         "commit": commit,

@@ -318,6 +318,19 @@ impl World {
             .await
     }
 
+    /// Says something to a session's Claude.
+    pub async fn say(&self, id: &str, text: &str) -> Value {
+        let fields = json!({ "sessionId": id, "text": text });
+        self.api.call("session.message", fields).await
+    }
+
+    /// Asks for a new attempt of a session.
+    pub async fn retry(&self, id: &str) -> Value {
+        self.api
+            .call("session.retry", json!({ "sessionId": id }))
+            .await
+    }
+
     /// A session as it is now.
     pub async fn session(&self, id: &str) -> Value {
         let mut answer = self
@@ -420,12 +433,14 @@ impl World {
         ContainerEvents::listen(&self.instance)
     }
 
-    /// Waits until nothing of this world's is left in Docker: neither containers nor volumes.
+    /// Waits until nothing of this world's is left in Docker, neither containers nor volumes, but
+    /// the conversations of sessions that are over.
     pub async fn docker_is_empty(&self) {
         let mut left = Vec::new();
         let empty = eventually(SESSION_LIMIT, async || {
             left = docker::containers(&self.instance).await;
-            left.extend(docker::volumes(&self.instance).await);
+            let volumes = docker::volumes(&self.instance).await.into_iter();
+            left.extend(volumes.filter(|volume| !volume.ends_with("-state")));
             left.is_empty()
         })
         .await;
