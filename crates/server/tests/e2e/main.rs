@@ -19,5 +19,6 @@ mod remote;
 mod runtime_away;
 mod sealed;
 mod seed_bodies;
+mod steering;
 mod waiting;
 mod world;
