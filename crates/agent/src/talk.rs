@@ -82,8 +82,13 @@ pub async fn talk(
 }
 
 /// A user's message as the CLI wants it on stdin.
+///
+/// What begins with a slash may be a command to the CLI: `/clear` would throw the conversation away.
+/// What is said is for Claude, so a blank goes before it.
 fn line(text: &str) -> Vec<u8> {
-    let message = json!({ "type": "user", "message": { "role": "user", "content": text } });
+    let blank = if text.starts_with('/') { " " } else { "" };
+    let content = format!("{blank}{text}");
+    let message = json!({ "type": "user", "message": { "role": "user", "content": content } });
     let mut line = message.to_string().into_bytes();
     line.push(b'\n');
     line
@@ -106,6 +111,12 @@ mod tests {
     #[test]
     fn what_is_said_again_is_passed_over() {
         assert_eq!(said(&[3, 4, 3, 4, 5, 1]), [3, 4, 5]);
+    }
+
+    #[test]
+    fn words_are_no_commands() {
+        let line = String::from_utf8(line("/clear")).expect("text");
+        assert!(line.contains(r#"" /clear""#), "{line}");
     }
 
     #[test]

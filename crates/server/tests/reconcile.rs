@@ -404,6 +404,8 @@ async fn a_restart_adopts_what_runs_and_finishes_what_was_begun() {
 #[tokio::test]
 async fn volumes_left_by_a_crash_go_with_the_next_start() {
     let mut app = App::new(4).await;
+    // Of now, so that they are not removed for their age.
+    app.runtime.set_now(Timestamp::now());
     let session = app.create(&[]).await;
     app.settle().await;
     app.claude_ends(session, false).await;

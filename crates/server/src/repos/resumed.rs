@@ -35,3 +35,53 @@ impl Repos {
         self.base(&request, decision).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repos::fixture::{Fixture, session};
+
+    async fn resumed(fixture: &Fixture, attempt: u32, earlier: u32) -> Result<String, RepoError> {
+        let request = BaseRequest {
+            repository: &fixture.repository,
+            session: session(1),
+            attempt: Attempt(attempt),
+            branch: None,
+            dependencies: &[],
+        };
+        let base = fixture.repos.resumed_base(request, Attempt(earlier)).await;
+        base.map(|base| base.commit)
+    }
+
+    #[tokio::test]
+    async fn an_attempt_goes_on_from_the_code_that_the_earlier_one_left() {
+        let fixture = Fixture::new();
+        let first = fixture.base(session(1)).await;
+        assert_eq!(resumed(&fixture, 2, 1).await.expect("a base"), first);
+        let left = fixture.worked(session(1), &first, &[("a.txt", Some("a\n"))]);
+        let again = resumed(&fixture, 2, 1).await.expect("a base");
+        assert_eq!(again, first, "it was decided before");
+        assert_eq!(resumed(&fixture, 3, 1).await.expect("a base"), left);
+        // That one made nothing, so the next goes on from what it started from.
+        fixture.pushed_by_others("main", &[("b.txt", Some("b\n"))]);
+        assert_eq!(resumed(&fixture, 4, 3).await.expect("a base"), left);
+        let repository = &fixture.repository;
+        let work = fixture
+            .repos
+            .result_since(repository, session(1), Attempt(4), &left, &first)
+            .await
+            .expect("it is there");
+        assert_eq!((work.commit, work.files_changed), (left, 1));
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_never_had_code_cannot_be_gone_on_from() {
+        let fixture = Fixture::new();
+        fixture.base(session(1)).await;
+        let refused = resumed(&fixture, 3, 2).await;
+        assert!(
+            matches!(refused, Err(RepoError::NoBase { .. })),
+            "{refused:?}"
+        );
+    }
+}

@@ -140,6 +140,28 @@ async fn a_spent_budget_is_shown_and_only_a_larger_one_is_taken() {
 }
 
 #[tokio::test]
+async fn a_cancelled_session_does_not_go_on_with_what_it_was_not_told() {
+    let app = App::new().await;
+    let id = app.created(&[], true).await;
+    let all = ended(Outcome::Cancelled);
+    let (begun, rest) = all.split_at(2);
+    app.happens(id, begun, None).await;
+    message(&app, id, "use tabs").await;
+    app.webhook(&about("session.cancel", id)).await;
+    message(&app, id, "never mind")
+        .await
+        .is_error(409, "invalid_transition");
+    app.happens(id, rest, None).await;
+    assert_eq!(shown(&app, id).await["status"], "cancelled");
+
+    // Whoever wants it after all is not to say it twice.
+    app.webhook(&about("session.retry", id)).await;
+    let kept = app.store.session(id).await.expect("it");
+    assert_eq!(kept.state, SessionState::Queued);
+    assert_eq!(kept.steering.messages[0].text, "use tabs");
+}
+
+#[tokio::test]
 async fn who_cannot_listen_is_told_nothing() {
     let app = App::new().await;
     let id = app.created(&[], false).await;
