@@ -135,6 +135,14 @@ def listen(times: int) -> None:
         put(b"told " + told())
 
 
+def keep_conversation() -> None:
+    """Leaves a conversation that can be gone on with."""
+    name = sys.argv[sys.argv.index("--session-id") + 1]
+    directory = os.environ["CLAUDE_CONFIG_DIR"] + "/projects/-workspace"
+    os.makedirs(directory)
+    write(f"{directory}/{name}.jsonl", "{}\n")
+
+
 def main() -> None:
     prompt = told()
     head = prompt.split(b"\n", 1)[0]
@@ -148,6 +156,7 @@ def main() -> None:
         "raw": lambda digits: put(bytes.fromhex(digits)),
         "result": result,
         "listen": listen,
+        "keep_conversation": keep_conversation,
         "tell_prompt_size": lambda: result(f"the prompt has {len(prompt)} bytes"),
         "write": write,
         "commit": commit,

@@ -65,6 +65,17 @@ usage = { input_tokens = 1000, output_tokens = 100 }
 text = "The second part is there."
 "#;
 
+const TOO_LATE_FOR_THE_TURN: &str = r#"
+match = ["Say something"]
+[[turn]]
+hold = "last"
+usage = { input_tokens = 1000, output_tokens = 100 }
+text = "Something."
+[[turn]]
+usage = { input_tokens = 1000, output_tokens = 100 }
+text = "And more."
+"#;
+
 const FAILS_ONCE: &str = r#"
 match = ["Lay the ground"]
 [[turn]]
@@ -131,6 +142,63 @@ async fn message_to_a_running_session_changes_what_it_does() {
     for once in ["message_sent", "message_told", "claude_started"] {
         assert_eq!(count_of(&events, once), 1, "{once}");
     }
+}
+
+#[tokio::test]
+async fn message_during_the_last_words_begins_another_turn() {
+    let scripts = [
+        ("late", TOO_LATE_FOR_THE_TURN),
+        ("other", "match = ['Other']"),
+    ];
+    let (world, _remote) = world(scripts).await;
+    let id = world.run("Say something", &[]).await;
+    let asked = world.model.journal().wait_until(SESSION_LIMIT, |entries| {
+        entries.iter().any(|entry| entry.asks("late", 0))
+    });
+    asked.await.expect("Claude asks the model");
+    world.say(&id, "And what else?").await;
+    told(&world, &id).await;
+    world.model.release("last");
+
+    let session = world.completed(&id).await;
+    assert_eq!(session["output"]["summary"], "And more.");
+    assert_eq!(session["attempt"], 1);
+    assert_eq!(session["usage"]["outputTokens"], 200, "of both turns");
+    let events = world.events(&id).await;
+    let lines = stdout_lines(&events);
+    let results = lines
+        .iter()
+        .filter(|line| line.contains(r#""type":"result""#));
+    assert_eq!(results.count(), 2);
+}
+
+#[tokio::test]
+async fn message_that_came_too_late_is_gone_on_with() {
+    let mut world = World::with_fake_claude().await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    world.set("BATON_RESULT_GRACE_SECONDS", 3);
+    world.start_server().await;
+    // It hangs after its result, with nobody listening any more.
+    let script = json!([["keep_conversation"], ["result", "One."], ["hang"]]);
+    let id = world.run(&steps(script), &[]).await;
+    let ended = eventually(SESSION_LIMIT, async || {
+        let lines = stdout_lines(&world.events(&id).await);
+        lines.iter().any(|line| line.contains("One."))
+    })
+    .await;
+    assert!(ended, "it gives no result");
+    world.say(&id, &steps(json!([["result", "Two."]]))).await;
+    let resumed = eventually(SESSION_LIMIT, async || {
+        let session = world.session(&id).await;
+        session["attempt"] == 2 && session["status"] == "completed"
+    })
+    .await;
+    let session = world.session(&id).await;
+    assert!(resumed, "{session:#}");
+    assert_eq!(session["output"]["summary"], "Two.");
+    assert_eq!(count_of(&world.events(&id).await, "message_told"), 0);
 }
 
 #[tokio::test]
