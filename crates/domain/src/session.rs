@@ -803,6 +803,30 @@ mod tests {
     }
 
     #[test]
+    fn what_an_attempt_spent_counts_once_though_the_next_is_lost() {
+        let mut failed = finished(Outcome::failed(FailureCode::Stalled, "silent"));
+        let usage = Some(Usage {
+            cost_usd: 0.5,
+            ..Usage::default()
+        });
+        failed.report = Some(Report {
+            usage,
+            ..Report::default()
+        });
+        let again = [
+            SessionEvent::RetryRequested,
+            SessionEvent::LaunchDecided(Attempt(2)),
+            SessionEvent::SandboxLost(Attempt(2), Loss::Removed),
+            SessionEvent::RetryRequested,
+        ]
+        .iter()
+        .try_fold(failed, |session, event| session.after(event, at(6)))
+        .expect("may be retried");
+        assert_eq!(again.attempt, Attempt(3));
+        assert!((again.steering.cost_before_usd - 0.5).abs() < f64::EPSILON);
+    }
+
+    #[test]
     fn a_blocked_session_waits_again_as_it_waited_before() {
         for (before, event) in [
             (SessionState::Created, SessionEvent::DependencyRetried),
