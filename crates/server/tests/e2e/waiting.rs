@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 
 use crate::world::{SESSION_LIMIT, World, count_of, eventually, text};
 
+// The last turn of both scripts stands twice: going on after an interruption, the CLI adds an answer of
+// its own to the conversation, so that a turn is passed over.
 /// Writes a file, and is refused once before it goes on.
 const LIMITED: &str = r#"
 match = ["Write as far as the limit"]
@@ -20,13 +22,18 @@ fault_times = 1
 [[turn.tool]]
 name = "Bash"
 [turn.tool.input]
-command = "echo after the limit >> limited.txt"
+command = "grep -q after limited.txt || echo after the limit >> limited.txt"
+[[turn]]
+[[turn.tool]]
+name = "Bash"
+[turn.tool.input]
+command = "grep -q after limited.txt || echo after the limit >> limited.txt"
 "#;
 const OTHER: &str = r#"
 match = ["Wait for the account"]
 closing = "Waited."
 "#;
-/// Four turns of about 42 US cents each.
+/// Turns of about 42 US cents each.
 const COSTLY: &str = r#"
 match = ["Spend a lot"]
 closing = "Spent."
@@ -48,7 +55,13 @@ usage = { input_tokens = 100000, output_tokens = 1000 }
 [[turn.tool]]
 name = "Bash"
 [turn.tool.input]
-command = "echo completed >> costly.txt"
+command = "grep -q completed costly.txt || echo completed >> costly.txt"
+[[turn]]
+usage = { input_tokens = 100000, output_tokens = 1000 }
+[[turn.tool]]
+name = "Bash"
+[turn.tool.input]
+command = "grep -q completed costly.txt || echo completed >> costly.txt"
 "#;
 
 /// Waits until a session pauses, and gives it.
