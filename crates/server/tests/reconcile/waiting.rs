@@ -175,8 +175,7 @@ async fn a_spent_budget_pauses_and_each_go_ahead_grants_as_much_again() {
     let on = app.store.session(id).await.expect("a session");
     assert_eq!(on.steering.max_cost_usd, Some(2.2));
     app.begins(id).await;
-    // The conversation's cost, as Claude tells it when it goes on.
-    app.ends(id, false, "success", 2.1).await;
+    app.ends(id, false, "success", 0.9).await;
     app.settle().await;
     assert_eq!(app.states(&[id]).await, ["completed"]);
     let done = app.store.session(id).await.expect("a session");
