@@ -244,6 +244,8 @@ pub enum FailureCode {
     SalvageFailed,
     /// The conversation that was to be gone on with is gone.
     ConversationLost,
+    /// The command of a landing's gate exited with an error.
+    GateFailed,
 }
 
 impl FailureCode {
@@ -269,6 +271,7 @@ impl FailureCode {
             Self::LandingFailed => "landing_failed",
             Self::SalvageFailed => "salvage_failed",
             Self::ConversationLost => "conversation_lost",
+            Self::GateFailed => "gate_failed",
         }
     }
 }
@@ -351,6 +354,34 @@ impl Outcome {
                 }
                 Self::failed(C::ClaudeExited, message)
             }
+        }
+    }
+
+    /// What the ending of a session means that ran a command instead of Claude. `last_lines` is
+    /// the end of what the command printed.
+    #[must_use]
+    pub fn of_command(ending: &Ending, last_lines: &str) -> Self {
+        let failed = |what: String| {
+            let mut message = what;
+            if !last_lines.trim().is_empty() {
+                message.push_str("; its last lines:\n");
+                message.push_str(last_lines.trim_end());
+            }
+            Self::failed(FailureCode::GateFailed, message)
+        };
+        match (&ending.setup_failure, ending.cut, ending.exit) {
+            (None, None, Some(Exit::Code(0))) => Self::Completed,
+            (None, None, Some(Exit::Signal(9))) if ending.oom_kills > 0 => Self::failed(
+                FailureCode::Oom,
+                "the command was killed because the sandbox ran out of memory; raise the memory \
+                 limit of this session type",
+            ),
+            (None, None, Some(exit)) => failed(format!("the command ended with {exit}")),
+            (None, Some(Cut::TimedOut | Cut::NoFirstByte | Cut::Stalled), _) => Self::failed(
+                FailureCode::Timeout,
+                "the command's time was over; raise the time limit of this session type",
+            ),
+            _ => Self::of(ending),
         }
     }
 
@@ -546,6 +577,40 @@ mod tests {
             cost_usd: 0.0,
         };
         assert_eq!(usage, Some(expected));
+    }
+
+    #[test]
+    fn a_command_is_judged_by_its_exit_alone() {
+        let of = |ending: Ending| match Outcome::of_command(&ending, "2 tests failed\n") {
+            Outcome::Failed { code, message } => format!("{}: {message}", code.name()),
+            other => format!("{other:?}"),
+        };
+        let exited = |exit| Ending {
+            exit: Some(exit),
+            // Whatever it prints, it is no Claude.
+            result: Some(result(true)),
+            ..Ending::default()
+        };
+        assert_eq!(of(exited(Exit::Code(0))), "Completed");
+        assert_eq!(
+            of(exited(Exit::Code(1))),
+            "gate_failed: the command ended with code 1; its last lines:\n2 tests failed"
+        );
+        assert!(of(exited(Exit::Signal(11))).starts_with("gate_failed: "));
+        let cut = |cut| Ending {
+            cut: Some(cut),
+            ..exited(Exit::Code(0))
+        };
+        assert!(of(cut(Cut::TimedOut)).starts_with("timeout: "));
+        assert_eq!(of(cut(Cut::Cancelled)), "Cancelled");
+        let unstarted = Ending {
+            setup_failure: Some(SetupFailure {
+                step: "clone".into(),
+                message: "no".into(),
+            }),
+            ..Ending::default()
+        };
+        assert!(of(unstarted).starts_with("clone_failed: "));
     }
 
     #[test]

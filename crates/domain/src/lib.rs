@@ -9,6 +9,7 @@ pub mod decompose;
 pub mod dependencies;
 pub mod ending;
 pub mod ids;
+pub mod landing;
 pub mod observe;
 pub mod output;
 pub mod plan;

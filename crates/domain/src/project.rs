@@ -147,6 +147,16 @@ impl Branch {
     }
 }
 
+impl Branch {
+    /// `baton/<short id>`: where work lands that was given no branch. The short id is the end of
+    /// the id, as in a container's name: our ids begin with their time.
+    #[must_use]
+    pub fn own(id: uuid::Uuid) -> Self {
+        let hex = id.simple().to_string();
+        Self(format!("baton/{}", &hex[hex.len() - 12..]).into())
+    }
+}
+
 impl FromStr for Branch {
     type Err = InvalidName;
 

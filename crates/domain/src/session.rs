@@ -49,6 +49,8 @@ pub struct Session {
     pub command: Option<String>,
     /// What it divides, where its answer is a plan.
     pub planning: Option<Planning>,
+    /// The commit it starts from, whatever its branch and its dependencies are.
+    pub start_commit: Option<String>,
     /// What was asked of it after it was made.
     pub steering: Steering,
     /// What it left, once Claude has ended.
@@ -187,6 +189,8 @@ pub enum SessionEvent {
     LimitHit(Attempt, Timestamp),
     /// A client set what all attempts together may cost, in US dollars.
     BudgetSet(f64),
+    /// Its work was brought to this branch after it had finished.
+    Landed(String),
 }
 
 impl SessionEvent {
@@ -212,6 +216,7 @@ impl SessionEvent {
             Self::MessageTold(..) => "message told",
             Self::LimitHit(..) => "usage limit",
             Self::BudgetSet(_) => "budget",
+            Self::Landed(_) => "landed",
         }
     }
 }
@@ -254,6 +259,7 @@ impl Session {
             parallel_max: None,
             command: None,
             planning: None,
+            start_commit: None,
             steering: Steering::default(),
             report: None,
         }
@@ -271,6 +277,12 @@ impl Session {
     /// [`InvalidTransition`] when `event` cannot happen here, or too many messages wait already.
     pub fn after(&self, event: &SessionEvent, now: Timestamp) -> Result<Self, InvalidTransition> {
         use SessionEvent as E;
+        if self.command.is_some() && matches!(event, E::MessageSent(_) | E::Resumed(_)) {
+            return Err(InvalidTransition {
+                from: "a command",
+                event: event.name(),
+            });
+        }
         let mut next = Self {
             state: self.state.after(event, now)?,
             ..self.clone()
@@ -347,6 +359,14 @@ impl Session {
             }
         }
         Ok(next)
+    }
+}
+
+impl Session {
+    /// Whether its agent pushes what it leaves: commands are only to look.
+    #[must_use]
+    pub fn pushes(&self) -> bool {
+        self.kind.writes() && self.command.is_none()
     }
 }
 
@@ -473,6 +493,7 @@ impl SessionState {
             {
                 Ok(self.clone())
             }
+            (Self::Finished { .. }, E::Landed(_)) => Ok(self.clone()),
             (state, E::BudgetSet(_)) if !state.is_over() => Ok(self.clone()),
             // Refuse what nobody thought of.
             (state, event) => Err(InvalidTransition {
@@ -878,6 +899,17 @@ mod tests {
             .after(&SessionEvent::Resumed(resume), at(99))
             .expect("may go on");
         assert_eq!((on.state, on.attempt), (SessionState::Queued, Attempt(2)));
+    }
+
+    #[test]
+    fn a_command_is_retried_but_not_talked_to() {
+        let mut gate = finished(Outcome::failed(FailureCode::GateFailed, "red"));
+        gate.command = Some("make test".into());
+        let again = gate.after(&SessionEvent::RetryRequested, at(6));
+        assert_eq!(again.map(|again| again.attempt), Ok(Attempt(2)));
+        let said = SessionEvent::MessageSent("go on".into());
+        assert!(gate.after(&said, at(6)).is_err());
+        assert!(!gate.pushes());
     }
 
     #[test]
