@@ -4,12 +4,14 @@
 mod error;
 mod event;
 mod json;
+mod landing;
 mod operation;
 mod reply;
 mod view;
 
 pub use error::{ApiError, Code, ErrorBody};
 pub use event::EventView;
+pub use landing::{GateRunView, LandingView, LeftOutView};
 pub use operation::{
     DEPENDENCIES_MAX, ListQuery, OUTPUT_LINES_DEFAULT, OUTPUT_LINES_MAX, Operation, TIMEOUT_S_MAX,
     flag_param, list_query, new_message, new_orchestration, new_session, number_param, operation,

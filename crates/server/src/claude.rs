@@ -82,6 +82,19 @@ pub fn command(
     }
 }
 
+/// A shell command in Claude's place. It is no Claude: it gets no prompt and no way to the model.
+#[must_use]
+pub fn shell(command: &str) -> ClaudeCommand {
+    ClaudeCommand {
+        program: "sh".to_owned(),
+        args: vec!["-c".to_owned(), command.to_owned()],
+        env: Vec::new(),
+        prompt: String::new(),
+        pass_claude_md: false,
+        system_prompt: String::new(),
+    }
+}
+
 fn arguments(session: &Session) -> Vec<String> {
     let mut denied = TOOLS_NEVER.to_vec();
     if !session.kind.writes() {

@@ -1,5 +1,6 @@
 //! The end of a session: what it left is recorded and landed.
 
+mod command;
 mod planned;
 
 use std::sync::Arc;
@@ -83,7 +84,9 @@ impl Concluder {
             ));
         }
         let mut outcome = Outcome::of(ending);
-        if ending.setup_failure.is_none() || ending.pushed.is_some() {
+        if session.command.is_some() {
+            (outcome, report) = command::judged(&self.store, session.id, ending).await?;
+        } else if ending.setup_failure.is_none() || ending.pushed.is_some() {
             match self.work(session, *attempt, &outcome, ending).await {
                 // The next attempt takes it up from where the agent pushed it.
                 Ok(work) if pause.is_some() => report.result = Some(told(work, &mut report)),
@@ -184,7 +187,9 @@ impl Concluder {
     ) -> Result<Outcome, ConcludeError> {
         let mut result = told(work, report);
         let mut landed = outcome;
-        if result.commit != result.base_commit {
+        // What completed in an orchestration that lands as a whole waits for the others.
+        let waits = landed.is_completed() && self.store.lands_with_others(session);
+        if result.commit != result.base_commit && !waits {
             let target = target(session, &landed);
             let message = format!("Land session {}", session.id);
             let repository = &session.project.repository;

@@ -88,6 +88,8 @@ pub struct Gate {
     attempt: Attempt,
     parts: Arc<GatewayParts>,
     export: GitExport,
+    /// Whether it may call the model: Claude may, a command may not.
+    has_model: bool,
     job: OnceCell<Job>,
     stop: watch::Sender<bool>,
     /// Changes when something waits to be said.
@@ -262,13 +264,13 @@ impl Gate {
             base_ref(session.id, session.attempt),
             unjoined_refs(session.id, session.attempt),
             session
-                .kind
-                .writes()
+                .pushes()
                 .then(|| result_ref(session.id, session.attempt)),
         );
         Self {
             session: session.id,
             attempt: session.attempt,
+            has_model: session.command.is_none(),
             parts,
             export,
             job: OnceCell::new(),
@@ -438,6 +440,9 @@ async fn agent(State(gate): State<Arc<Gate>>, mut request: Request) -> Response 
 }
 
 async fn model_call(State(gate): State<Arc<Gate>>, request: Request) -> Response {
+    if !gate.has_model {
+        return (StatusCode::FORBIDDEN, "a command has no model\n").into_response();
+    }
     let path = request
         .uri()
         .path_and_query()

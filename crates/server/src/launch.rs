@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use baton_agent::protocol::{Checkout, Job, Merge, Timers};
 use baton_domain::ending::{FailureCode, Outcome};
-use baton_domain::{Attempt, Kind, Session, SessionId};
+use baton_domain::{Attempt, Branch, Kind, Session, SessionId};
 
 use crate::claude::{self, Contradiction, Precursor};
+use crate::clock::Clock;
 use crate::config::{KindLimits, Waits};
 use crate::repos::{Base, BaseRequest, DependencyCommit, RepoError, Repos, result_ref};
-use crate::store::{Store, StoreError};
+use crate::store::{PAGE_SESSIONS_MAX, SessionQuery, Store, StoreError};
 
 /// Where sandboxes find their repository on the socket.
 pub const GIT_PATH: &str = "/git/repository.git";
@@ -29,6 +30,7 @@ pub struct Jobs {
     repos: Repos,
     waits: Waits,
     limits: Arc<HashMap<Kind, KindLimits>>,
+    clock: Arc<dyn Clock>,
 }
 
 /// Why there is no job.
@@ -50,12 +52,14 @@ impl Jobs {
         repos: Repos,
         waits: Waits,
         limits: Arc<HashMap<Kind, KindLimits>>,
+        clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
             store,
             repos,
             waits,
             limits,
+            clock,
         }
     }
 
@@ -75,7 +79,10 @@ impl Jobs {
                 files: one.files.clone(),
             })
             .collect();
-        let claude = claude::command(session, &precursors, &contradictions);
+        let claude = match &session.command {
+            Some(command) => claude::shell(command),
+            None => claude::command(session, &precursors, &contradictions),
+        };
         let merges = base.unjoined.into_iter().map(|one| Merge {
             fetch_ref: one.fetch_ref,
             commit: one.commit,
@@ -94,12 +101,9 @@ impl Jobs {
                 merges: merges.collect(),
                 begin_merge: session.kind.writes(),
             },
-            push_ref: session
-                .kind
-                .writes()
-                .then(|| result_ref(session.id, attempt)),
+            push_ref: session.pushes().then(|| result_ref(session.id, attempt)),
             claude,
-            timers: self.timers(session),
+            timers: self.timers(session).await?,
             conversation: resume.map(|_| session.claude_session_id.to_string()),
         })
     }
@@ -155,6 +159,10 @@ impl Jobs {
             branch: session.project.branch.as_ref(),
             dependencies,
         };
+        if let Some(commit) = &session.start_commit {
+            let base = self.repos.base_at(request, commit).await;
+            return base.map_err(|error| JobError::Hopeless(outcome(&error)));
+        }
         if let Some(resume) = &session.steering.resume {
             // All of it is in the mirror.
             let base = self.repos.resumed_base(request, resume.from).await;
@@ -173,7 +181,7 @@ impl Jobs {
         last.map_err(|error| JobError::Hopeless(outcome(&error)))
     }
 
-    fn timers(&self, session: &Session) -> Timers {
+    async fn timers(&self, session: &Session) -> Result<Timers, JobError> {
         let of_kind = self
             .limits
             .get(&session.kind)
@@ -182,12 +190,63 @@ impl Jobs {
             .timeout_s
             .or(of_kind)
             .unwrap_or(claude::TIMEOUT_DEFAULT.as_secs());
-        Timers {
+        let timeout_ms = timeout_s.saturating_mul(1000);
+        let term_grace_ms = self.waits.term_grace_s * 1000;
+        if session.command.is_some() {
+            // A command may be silent for as long as it takes.
+            return Ok(Timers {
+                first_byte_ms: timeout_ms,
+                silence_ms: timeout_ms,
+                result_grace_ms: timeout_ms,
+                term_grace_ms,
+                timeout_ms,
+            });
+        }
+        let left_ms = self.left_of_orchestration_ms(session).await?;
+        Ok(Timers {
             first_byte_ms: self.waits.first_byte_s * 1000,
             silence_ms: self.waits.silence_s * 1000,
             result_grace_ms: self.waits.result_grace_s * 1000,
-            term_grace_ms: self.waits.term_grace_s * 1000,
-            timeout_ms: timeout_s.saturating_mul(1000),
+            term_grace_ms,
+            timeout_ms: left_ms.map_or(timeout_ms, |left_ms| left_ms.min(timeout_ms)),
+        })
+    }
+
+    /// What is left of the time that a session's orchestration may take as a whole; none where
+    /// there is no such limit. A session that somebody asks for again has its own time only.
+    async fn left_of_orchestration_ms(&self, session: &Session) -> Result<Option<u64>, JobError> {
+        let Some(id) = session
+            .orchestration_id
+            .filter(|_| session.attempt == Attempt::FIRST)
+        else {
+            return Ok(None);
+        };
+        let orchestration = self.store.orchestration(id).await?;
+        let Some(timeout_s) = orchestration.timeout_s.filter(|_| orchestration.lands) else {
+            return Ok(None);
+        };
+        let query = SessionQuery {
+            orchestration: Some(id),
+            limit: PAGE_SESSIONS_MAX,
+            ..SessionQuery::default()
+        };
+        // The first to start is among the first that were made, unless somebody starts them by hand
+        // in an order of their own.
+        let first = self.store.page(&query).await?.sessions;
+        let begun = first.iter().filter_map(|one| one.state.started_at()).min();
+        let spent = begun.map_or(0, |begun| {
+            let spent = self.clock.now().duration_since(begun).as_millis();
+            u64::try_from(spent).unwrap_or(0)
+        });
+        match timeout_s.saturating_mul(1000).saturating_sub(spent) {
+            0 => Err(JobError::Hopeless(Outcome::failed(
+                FailureCode::Timeout,
+                format!(
+                    "the orchestration's {timeout_s} s were over before this session could start; \
+                     retry it to run it after all"
+                ),
+            ))),
+            left_ms => Ok(Some(left_ms)),
         }
     }
 }
@@ -202,12 +261,10 @@ fn precursor(session: &Session) -> Precursor {
     }
 }
 
-/// `baton/<short id>`: where a session without a branch of its own lands. The short id is the end
-/// of the id, as in the container's name: our ids begin with their time.
+/// Where a session without a branch of its own lands.
 #[must_use]
 pub fn own_branch(session: SessionId) -> String {
-    let hex = session.0.simple().to_string();
-    format!("baton/{}", &hex[hex.len() - 12..])
+    Branch::own(session.0).to_string()
 }
 
 fn local_branch(session: &Session) -> String {

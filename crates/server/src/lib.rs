@@ -14,6 +14,7 @@ pub mod failpoint;
 pub mod gateway;
 pub mod http;
 pub mod image;
+pub mod landing;
 pub mod launch;
 pub mod orchestrator;
 pub mod reconcile;

@@ -33,6 +33,9 @@ use crate::store::{
 };
 use crate::transition::decide;
 
+/// How often a change of a landing is decided anew when its own steps were faster.
+const LANDING_DECISIONS_MAX: usize = 16;
+
 /// All operations. Clones are the same orchestrator.
 #[derive(Clone)]
 pub struct Orchestrator {
@@ -181,7 +184,8 @@ impl Orchestrator {
         })
     }
 
-    /// Asks for all sessions of an orchestration to stop that are not over.
+    /// Asks for all sessions of an orchestration to stop that are not over. What others of it have
+    /// made is not landed, if it lands as a whole and has not yet.
     ///
     /// # Errors
     /// Not found. A session that ends by itself meanwhile is no error.
@@ -189,6 +193,7 @@ impl Orchestrator {
         &self,
         id: OrchestrationId,
     ) -> Result<OrchestrationDetails, OrchestratorError> {
+        self.cancel_landing(id).await?;
         for details in self.orchestration(id).await?.sessions {
             let blocked = matches!(details.session.state, SessionState::Blocked { .. });
             if details.session.state.is_over() && !blocked {
@@ -200,6 +205,27 @@ impl Orchestrator {
             }
         }
         self.orchestration(id).await
+    }
+
+    async fn cancel_landing(&self, id: OrchestrationId) -> Result<(), OrchestratorError> {
+        let store = &self.parts.store;
+        let mut tries = 0;
+        loop {
+            let orchestration = store.orchestration(id).await?;
+            let cancelled = orchestration.landing.cancelled();
+            let Some(landing) = cancelled.filter(|_| orchestration.lands) else {
+                return Ok(());
+            };
+            tries += 1;
+            let read_at = orchestration.landing_version;
+            match store.record_landing(id, read_at, landing).await {
+                Err(StoreError::LandingConflict(_)) if tries < LANDING_DECISIONS_MAX => {}
+                recorded => {
+                    self.parts.wake.notify_one();
+                    return Ok(recorded?);
+                }
+            }
+        }
     }
 
     /// The events of a session numbered after `after`; see [`crate::store::Store::events`].

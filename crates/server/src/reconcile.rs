@@ -8,6 +8,7 @@
 mod actions;
 mod backoff;
 mod health;
+mod landings;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -34,10 +35,12 @@ pub use health::RuntimeHealth;
 
 use self::actions::{ActionDone, Actions};
 use self::backoff::{Backoff, Deed};
+use self::landings::Landings;
 use crate::clock::Clock;
 use crate::conclude::Concluder;
 use crate::config::KindLimits;
 use crate::gateway::Gateway;
+use crate::landing::Lander;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::store::Store;
 use crate::transition::apply;
@@ -65,6 +68,8 @@ pub struct ReconcilerParts {
     pub gateway: Gateway,
     /// Ends of sessions.
     pub concluder: Concluder,
+    /// Ends of orchestrations.
+    pub lander: Lander,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Wakes the loop.
@@ -106,7 +111,8 @@ pub struct Reconciler {
     /// Whose action each of those is, to let it go even if it ends abnormally.
     acting: HashMap<tokio::task::Id, (SessionId, Deed)>,
     busy: HashSet<SessionId>,
-    backoff: Backoff,
+    backoff: Backoff<(SessionId, Deed)>,
+    landings: Landings,
     seen: HashMap<(SessionId, Attempt), Sandbox>,
     sightings: Option<BoxStream<'static, Sandbox>>,
     interrupted_at: Option<Timestamp>,
@@ -126,6 +132,7 @@ impl Reconciler {
         let parts = Arc::new(parts);
         Self {
             actions: Actions::new(Arc::clone(&parts)),
+            landings: Landings::new(parts.lander.clone()),
             host_rebooted: host_rebooted(&parts.settings),
             watching_since: parts.clock.now(),
             kinds_max: kinds_max(&parts.settings.limits),
@@ -172,6 +179,7 @@ impl Reconciler {
             tokio::select! {
                 () = self.parts.wake.notified() => {}
                 Some(done) = self.running.join_next_with_id() => self.note_done(done),
+                () = self.landings.done() => {}
                 sighting = next_sighting(&mut self.sightings) => self.note_sighting(sighting),
                 () = tokio::time::sleep_until(next_look) => {}
                 () = stop.cancelled() => break,
@@ -179,6 +187,7 @@ impl Reconciler {
         }
         // What is under way is safe to cut: each action is repeated by the next server.
         self.running.shutdown().await;
+        self.landings.shutdown().await;
     }
 
     /// One look at everything. Actions it starts go on after it returns.
@@ -206,6 +215,7 @@ impl Reconciler {
         for action in actions {
             self.execute(action);
         }
+        self.landings.look(&self.parts.store, &snapshot.sessions);
     }
 
     /// Waits until every action that is under way has ended; for tests that drive passes by hand.
@@ -213,6 +223,7 @@ impl Reconciler {
         while let Some(done) = self.running.join_next_with_id().await {
             self.note_done(done);
         }
+        self.landings.settle().await;
     }
 
     fn snapshot(&self, complete: bool) -> Snapshot {
@@ -271,7 +282,7 @@ impl Reconciler {
                 self.parts.health.reachable(&self.parts).await;
                 self.look_at_volumes().await;
                 let (store, seen) = (&self.parts.store, &self.seen);
-                self.backoff.retain(|session| {
+                self.backoff.retain(|(session, _)| {
                     store.standing(session) == Some(Standing::Open)
                         || seen.keys().any(|(seen, _)| *seen == session)
                 });
@@ -312,7 +323,7 @@ impl Reconciler {
         let change = next_change(&self.parts.store.active(), now)
             .and_then(|at| Duration::try_from(at.duration_since(now)).ok())
             .map(|wait| Instant::now() + wait.min(TICK));
-        let times = [self.backoff.next(), change];
+        let times = [self.backoff.next(), self.landings.next(), change];
         times.into_iter().flatten().fold(listing, Instant::min)
     }
 
@@ -480,7 +491,7 @@ impl Reconciler {
 
     fn execute(&mut self, action: Action) {
         let (session, deed) = (action.session(), Deed::of(&action));
-        if self.backoff.holds(session, deed) || !self.busy.insert(session) {
+        if self.backoff.holds((session, deed)) || !self.busy.insert(session) {
             return;
         }
         if matches!(deed, Deed::Prepare | Deed::Launch) {
@@ -488,7 +499,7 @@ impl Reconciler {
             self.seen
                 .retain(|(id, _), one| *id != session || one.state != SandboxState::Removed);
         }
-        let tries = self.backoff.tries(session, deed);
+        let tries = self.backoff.tries((session, deed));
         let actions = self.actions.clone();
         let handle = self
             .running
@@ -509,14 +520,14 @@ impl Reconciler {
             Ok((_, done)) => done,
             Err(error) => {
                 tracing::error!(%session, %error, "an action ended abnormally");
-                self.backoff.failed(session, deed);
+                self.backoff.failed((session, deed));
                 return;
             }
         };
         if done.retry {
-            self.backoff.failed(session, deed);
+            self.backoff.failed((session, deed));
         } else {
-            self.backoff.succeeded(session, deed);
+            self.backoff.succeeded((session, deed));
         }
         if let Some((kind, seconds)) = done.took {
             self.durations.observe(kind, seconds);

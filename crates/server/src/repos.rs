@@ -8,7 +8,8 @@
 //! - `refs/baton/base/<session>/<attempt>`: what an attempt started from, written once;
 //! - `refs/baton/unjoined/<session>/<attempt>/<n>-<dependency>`: results that contradict that base
 //!   and are for the session to merge, in their order, written just before it;
-//! - `refs/baton/result/<session>/<attempt>`: what its sandbox pushed.
+//! - `refs/baton/result/<session>/<attempt>`: what its sandbox pushed;
+//! - `refs/baton/landing/<orchestration>`: its results merged, while they are landing.
 //!
 //! They keep everything reachable until [`Repos::remove_refs`].
 
@@ -24,6 +25,7 @@ mod merge;
 mod mirror;
 mod result;
 mod resumed;
+mod stack;
 #[cfg(test)]
 mod tests;
 mod unjoined;
@@ -47,6 +49,7 @@ use git::{GitCall, GitCallError, GitOutput, NETWORK_TIME_MAX};
 pub use landing::Landed;
 use mirror::MirrorState;
 pub use result::{Change, FileChange, RESULT_COMMITS_MAX, RESULT_FILES_MAX, WorkResult};
+pub use stack::{StackRequest, Stacked};
 pub use unjoined::Unjoined;
 pub use unresolved::{Started, Unresolved};
 

@@ -21,8 +21,9 @@ use crate::gateway::model::{ModelGateway, ModelSettings};
 use crate::gateway::{Gateway, GatewayParts};
 use crate::http::{self, HttpParts, ServeSettings};
 use crate::image::{self, ImageState};
+use crate::landing::Lander;
 use crate::launch::Jobs;
-use crate::orchestrator::{Orchestrator, OrchestratorParts, RandomIds};
+use crate::orchestrator::{Ids, Orchestrator, OrchestratorParts, RandomIds};
 use crate::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use crate::repos::{RepoSettings, Repos};
 use crate::runtime::{DockerRuntime, Runtime};
@@ -69,6 +70,7 @@ impl Server {
             agent_binary::install(&data_dir).context("the agent's binary cannot be laid down")?;
 
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let ids: Arc<dyn Ids> = Arc::new(RandomIds);
         let wake = Arc::new(Notify::new());
         let health = Arc::new(RuntimeHealth::default());
         let repos = Repos::new(RepoSettings {
@@ -82,6 +84,7 @@ impl Server {
             repos.clone(),
             config.waits,
             Arc::clone(&limits),
+            Arc::clone(&clock),
         );
         let model = ModelGateway::new(ModelSettings {
             base_url: config.model_base_url.clone(),
@@ -108,7 +111,8 @@ impl Server {
             store: store.clone(),
             runtime,
             gateway: gateway.clone(),
-            concluder: Concluder::new(store.clone(), repos, Arc::clone(&clock)),
+            concluder: Concluder::new(store.clone(), repos.clone(), Arc::clone(&clock)),
+            lander: Lander::new(store.clone(), repos, Arc::clone(&clock), Arc::clone(&ids)),
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
             health: Arc::clone(&health),
@@ -120,7 +124,7 @@ impl Server {
         let orchestrator = Orchestrator::new(OrchestratorParts {
             store: store.clone(),
             clock,
-            ids: Arc::new(RandomIds),
+            ids,
             wake,
             admission: health,
             slots_max: config.max_running,

@@ -22,8 +22,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use baton_domain::landing::Landing;
 use baton_domain::session::Standing;
-use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionId, Status};
+use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionId, Status, Version};
 use jiff::Timestamp;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -40,7 +41,7 @@ use writer::{QUEUE_MAX, Writer};
 pub use types::{
     Cause, EventBody, Idempotency, LINE_BYTES_MAX, NewSessions, Orchestration, OutputLine,
     PAGE_SESSIONS_MAX, SessionPage, SessionQuery, StoreError, StoreSettings, StoredEvent,
-    Transition, Written,
+    Transition, Unlanded, Written,
 };
 
 /// The lock's name in the data directory.
@@ -92,6 +93,7 @@ impl Store {
         let live = reads.live().await?;
         directory.load(
             reads.orchestration_ids().await?,
+            reads.landings().await?,
             reads.entries().await?,
             live.iter()
                 .map(|(_, session)| Arc::clone(session))
@@ -288,7 +290,43 @@ impl Store {
         self.inner.reads.orchestration(id).await
     }
 
-    /// Counts the committed changes of all sessions; equal numbers mean an unchanged list.
+    /// Whether a session's result waits for its orchestration to land as a whole, where it
+    /// completes. Answered from memory.
+    #[must_use]
+    pub fn lands_with_others(&self, session: &Session) -> bool {
+        let tables = self.inner.directory.tables();
+        let entry = session.orchestration_id.and_then(|id| tables.landing(id));
+        entry.is_some_and(|entry| *entry.repository() == session.project.repository)
+    }
+
+    /// Orchestrations whose landing is not over, or has something new to look at; oldest first.
+    #[must_use]
+    pub fn unlanded(&self) -> Vec<Unlanded> {
+        self.inner.directory.tables().unlanded()
+    }
+
+    /// Records where a landing stands; durable on return.
+    ///
+    /// # Errors
+    /// [`StoreError::LandingConflict`] when it was changed since version `read_at`: read again and
+    /// decide again; [`StoreError::OrchestrationNotFound`] for one that does not land as a whole.
+    pub async fn record_landing(
+        &self,
+        id: OrchestrationId,
+        read_at: Version,
+        landing: Landing,
+    ) -> Result<(), StoreError> {
+        let landing = Box::new(landing);
+        self.ask(|answer| Request::Landing {
+            id,
+            read_at,
+            landing,
+            answer,
+        })
+        .await
+    }
+
+    /// Counts the committed changes of all sessions and landings; equal numbers mean an unchanged list.
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.inner.directory.changes()

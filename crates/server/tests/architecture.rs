@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("runtime", &["failpoint"]),
     ("repos", &["failpoint"]),
     ("transition", &["clock", "store"]),
-    ("launch", &["claude", "config", "repos", "store"]),
+    ("launch", &["claude", "clock", "config", "repos", "store"]),
     (
         "conclude",
         &[
@@ -51,6 +51,17 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["clock", "failpoint", "store", "transition"],
     ),
     (
+        "landing",
+        &[
+            "clock",
+            "failpoint",
+            "orchestrator",
+            "repos",
+            "store",
+            "transition",
+        ],
+    ),
+    (
         "reconcile",
         &[
             "clock",
@@ -58,6 +69,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "config",
             "failpoint",
             "gateway",
+            "landing",
             "launch",
             "orchestrator",
             "runtime",
@@ -77,6 +89,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "gateway",
             "http",
             "image",
+            "landing",
             "launch",
             "orchestrator",
             "reconcile",

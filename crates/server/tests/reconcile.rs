@@ -2,6 +2,8 @@
 //!
 //! The agents' part is played by hand: what they would report is applied as their link would.
 
+#[path = "reconcile/landing.rs"]
+mod landing;
 #[path = "reconcile/waiting.rs"]
 mod waiting;
 
@@ -17,6 +19,7 @@ use baton::conclude::Concluder;
 use baton::config::Waits;
 use baton::gateway::model::{ModelGateway, ModelSettings};
 use baton::gateway::{Gateway, GatewayParts};
+use baton::landing::Lander;
 use baton::launch::Jobs;
 use baton::orchestrator::{
     Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds,
@@ -93,7 +96,13 @@ impl App {
             store: store.clone(),
             repos: repos.clone(),
             model: ModelGateway::new(model).expect("a model gateway"),
-            jobs: Jobs::new(store.clone(), repos.clone(), waits, Arc::clone(&limits)),
+            jobs: Jobs::new(
+                store.clone(),
+                repos.clone(),
+                waits,
+                Arc::clone(&limits),
+                Arc::clone(&clock),
+            ),
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
         });
@@ -110,7 +119,13 @@ impl App {
             store: store.clone(),
             runtime: Arc::clone(&runtime) as Arc<dyn Runtime>,
             gateway,
-            concluder: Concluder::new(store.clone(), repos, Arc::clone(&clock)),
+            concluder: Concluder::new(store.clone(), repos.clone(), Arc::clone(&clock)),
+            lander: Lander::new(
+                store.clone(),
+                repos,
+                Arc::clone(&clock),
+                Arc::new(RandomIds),
+            ),
             clock,
             wake,
             health: Arc::clone(&health),
@@ -155,16 +170,7 @@ impl App {
     }
 
     async fn create(&self, dependencies: &[SessionId]) -> SessionId {
-        let project = Project {
-            repository: "o/r".parse().expect("a repository"),
-            branch: None,
-            requirements: "look".into(),
-            context: None,
-        };
-        let new = NewSession {
-            dependencies: dependencies.to_vec(),
-            ..NewSession::new(Kind::Analysis, project)
-        };
+        let new = new_session(dependencies);
         match self
             .orchestrator
             .create_session(new, None)
@@ -292,6 +298,19 @@ impl HandClock {
 impl Clock for HandClock {
     fn now(&self) -> Timestamp {
         SystemClock.now() + self.ahead()
+    }
+}
+
+fn new_session(dependencies: &[SessionId]) -> NewSession {
+    let project = Project {
+        repository: "o/r".parse().expect("a repository"),
+        branch: None,
+        requirements: "look".into(),
+        context: None,
+    };
+    NewSession {
+        dependencies: dependencies.to_vec(),
+        ..NewSession::new(Kind::Analysis, project)
     }
 }
 

@@ -255,6 +255,9 @@ fn of_store(error: &StoreError) -> ApiError {
         E::Conflict { id, .. } => storage_unavailable(format!(
             "Session {id} is being changed by others; try again"
         )),
+        E::LandingConflict(id) => storage_unavailable(format!(
+            "The landing of orchestration {id} is being changed; try again"
+        )),
         E::LineTooLong { .. }
         | E::InUse { .. }
         | E::Corrupt { .. }

@@ -207,5 +207,6 @@ fn event_name(event: &SessionEvent) -> &'static str {
         SessionEvent::MessageTold(..) => "message_told",
         SessionEvent::LimitHit(..) => "usage_limit_hit",
         SessionEvent::BudgetSet(_) => "budget_set",
+        SessionEvent::Landed(_) => "landed",
     }
 }

@@ -34,6 +34,8 @@ const PHASES_MAX: usize = 100;
 /// The most sessions of a plan that a client made.
 const PLAN_SESSIONS_MAX: usize = 10_000;
 const PHASE_BYTES_MAX: usize = 200;
+/// The longest gate.
+const GATE_BYTES_MAX: usize = 4 * 1024;
 const TYPE_SHOWN_CHARS_MAX: usize = 64;
 
 /// All types of [`Operation`], as the wire names them.
@@ -77,12 +79,13 @@ const OPTION_FIELDS: [&str; 5] = [
     "maxCostUsd",
 ];
 const PROJECT_FIELDS: [&str; 4] = ["repository", "branch", "requirements", "context"];
-const STRATEGY_FIELDS: [&str; 5] = [
+const STRATEGY_FIELDS: [&str; 6] = [
     "dependencyMode",
     "parallelSessions",
     "phases",
     "timeout",
     "planner",
+    "gate",
 ];
 
 /// Something a client asks for.
@@ -446,7 +449,7 @@ fn priority_option(places: &[Object<'_, 5>]) -> Result<i32, ApiError> {
     Ok(priority?.unwrap_or(0))
 }
 
-fn strategy_of(strategy: &Object<'_, 5>) -> Result<Strategy, ApiError> {
+fn strategy_of(strategy: &Object<'_, 6>) -> Result<Strategy, ApiError> {
     let mode = strategy.text("dependencyMode")?;
     let known = |word: &str| {
         DependencyMode::ALL
@@ -487,7 +490,19 @@ fn strategy_of(strategy: &Object<'_, 5>) -> Result<Strategy, ApiError> {
         timeout_s: strategy
             .integer("timeout", 1..=TIMEOUT_S_MAX * 1_000)?
             .map(|timeout_ms| timeout_ms.div_ceil(1_000)),
+        gate: gate_field(strategy)?,
     })
+}
+
+fn gate_field(strategy: &Object<'_, 6>) -> Result<Option<String>, ApiError> {
+    let Some(gate) = strategy.text("gate")? else {
+        return Ok(None);
+    };
+    if gate.trim().is_empty() || gate.len() > GATE_BYTES_MAX || gate.contains('\0') {
+        let rule = format!("must be a shell command of 1 to {GATE_BYTES_MAX} bytes");
+        return Err(strategy.invalid("gate", rule));
+    }
+    Ok(Some(gate.into_owned()))
 }
 
 fn project_field<const N: usize>(fields: &Object<'_, N>) -> Result<Project, ApiError> {

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::landing::{LandingView, status_of_orchestration};
 use crate::orchestrator::{Orchestrated, OrchestrationDetails, SessionDetails};
 
 /// A time as RFC 3339 in UTC with milliseconds.
@@ -76,6 +77,9 @@ pub struct SessionView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub completed_at: Option<Millis>,
+    /// The shell command it runs instead of Claude: the gate of a landing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<&'a str>,
     /// The dependencies a pending session waits for.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     #[schema(value_type = Option<Vec<uuid::Uuid>>)]
@@ -146,12 +150,15 @@ impl<'a> SessionView<'a> {
             dependencies: &session.dependencies,
             created_at: Millis(session.created_at),
             orchestration_id: session.orchestration_id,
-            claude_session_id: started_at.map(|_| session.claude_session_id),
+            claude_session_id: started_at
+                .filter(|_| session.command.is_none())
+                .map(|_| session.claude_session_id),
             started_at: started_at.map(Millis),
             completed_at: match &session.state {
                 SessionState::Finished { at, .. } => Some(Millis(*at)),
                 _ => None,
             },
+            command: session.command.as_deref(),
             waiting_for: &details.waiting_for,
             blocked_by: match &session.state {
                 SessionState::Blocked { dependency, .. } => Some(*dependency),
@@ -320,8 +327,9 @@ pub struct OrchestrationView<'a> {
     /// The orchestration's id.
     #[schema(value_type = uuid::Uuid)]
     pub id: OrchestrationId,
-    /// `initiated` before any session was started, `running` while one is not over, then
-    /// `completed`, `cancelled`, or `failed` where a session failed or is blocked.
+    /// `initiated` before any session was started, `running` while one is not over or the results
+    /// are being landed, then `completed`, `cancelled`, or `failed` where a session failed or is
+    /// blocked, or a result was not landed.
     pub status: &'static str,
     /// What its sessions work on.
     #[schema(value_type = String)]
@@ -331,7 +339,10 @@ pub struct OrchestrationView<'a> {
     /// When it was accepted.
     #[schema(value_type = String, format = DateTime)]
     pub created_at: Millis,
-    /// Its sessions in order of creation.
+    /// Where its results are landed as a whole, how that stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub landing: Option<LandingView<'a>>,
+    /// Its sessions in order of creation, runs of its gate included.
     pub sessions: Vec<SessionView<'a>>,
 }
 
@@ -342,25 +353,30 @@ impl<'a> OrchestrationView<'a> {
         let orchestration = &details.orchestration;
         Self {
             id: orchestration.id,
-            status: orchestration_status(&details.sessions),
+            status: orchestration_status(details),
             repository: orchestration.repository.as_str(),
             requirements: &orchestration.requirements,
             created_at: Millis(orchestration.created_at),
+            landing: LandingView::new(orchestration),
             sessions: details.sessions.iter().map(SessionView::new).collect(),
         }
     }
 }
 
-fn orchestration_status(sessions: &[SessionDetails]) -> &'static str {
-    let any = |wanted: &[Status]| sessions.iter().any(|of| wanted.contains(&of.status));
+/// Runs of the gate count by what came of the landing only.
+fn orchestration_status(details: &OrchestrationDetails) -> &'static str {
+    let sessions = details.sessions.iter();
+    let own = sessions.filter(|of| of.session.command.is_none());
+    let any = |wanted: &[Status]| own.clone().any(|of| wanted.contains(&of.status));
     let started = |of: &SessionDetails| of.session.state != SessionState::Created;
-    if !sessions.iter().any(started) {
+    let landing = status_of_orchestration(&details.orchestration);
+    if !own.clone().any(started) {
         "initiated"
-    } else if sessions.iter().any(|of| !of.session.state.is_over()) {
+    } else if landing == Some("running") || own.clone().any(|of| !of.session.state.is_over()) {
         "running"
-    } else if any(&[Status::Failed, Status::Blocked]) {
+    } else if landing == Some("failed") || any(&[Status::Failed, Status::Blocked]) {
         "failed"
-    } else if any(&[Status::Cancelled]) {
+    } else if landing == Some("cancelled") || any(&[Status::Cancelled]) {
         "cancelled"
     } else {
         "completed"

@@ -162,10 +162,12 @@ pub(super) struct StrategyBody {
     parallel_sessions: Option<u64>,
     /// Names of phases.
     phases: Option<Vec<String>>,
-    /// Milliseconds each session may run.
+    /// Milliseconds that all of it may take; for a single session, what that one may run.
     timeout: Option<u64>,
     /// Who divides the requirements: words (when absent) or claude.
     planner: Option<String>,
+    /// A shell command that must pass on the merged results before they land.
+    gate: Option<String>,
 }
 
 /// An orchestration to be made.

@@ -28,20 +28,16 @@ impl Orchestrator {
         once: Option<Once<'_, Orchestrated>>,
     ) -> Result<Accepted<Orchestrated>, OrchestratorError> {
         self.parts.admission.check()?;
-        let orchestration = Orchestration {
-            id: self.parts.ids.orchestration(),
-            repository: new.project.repository.clone(),
-            requirements: Arc::clone(&new.project.requirements),
-            created_at: self.parts.clock.now(),
-        };
-        let (sessions, how) = self.divided(&new, orchestration.id).await?;
+        let id = self.parts.ids.orchestration();
+        let (sessions, how) = self.divided(&new, id).await?;
         let sessions = self.new_sessions(sessions)?;
         let details = |session: &Session| self.details(Arc::new(session.clone()));
         let made = Orchestrated {
-            id: orchestration.id,
+            id,
             sessions: sessions.iter().map(details).collect(),
             summary: summary(&new, sessions.len(), &how),
         };
+        let orchestration = self.new_orchestration(&new, &made);
         let new = NewSessions {
             orchestration: Some(orchestration),
             sessions,
@@ -51,6 +47,27 @@ impl Orchestrator {
             None => Accepted::Now(made),
             Some(response) => Accepted::Before(response),
         })
+    }
+
+    /// An orchestration lands as a whole, unless it was asked for as exactly one session.
+    fn new_orchestration(&self, new: &NewOrchestration, made: &Orchestrated) -> Orchestration {
+        let is_single = new.plan.is_none() && new.kind.is_some() && new.strategy.is_none();
+        let strategy = new.strategy.as_ref();
+        Orchestration {
+            branch: new.project.branch.clone(),
+            lands: !is_single,
+            gate: strategy.and_then(|strategy| strategy.gate.clone()),
+            parallel_sessions: strategy.and_then(|strategy| strategy.parallel_sessions),
+            timeout_s: strategy.and_then(|strategy| strategy.timeout_s),
+            max_cost_usd: new.max_cost_usd,
+            summary: made.summary.clone(),
+            ..Orchestration::new(
+                made.id,
+                new.project.repository.clone(),
+                Arc::clone(&new.project.requirements),
+                self.parts.clock.now(),
+            )
+        }
     }
 
     /// Asks for all sessions of an orchestration to run that were only created.

@@ -187,7 +187,7 @@ pub enum Planner {
     Claude,
 }
 
-/// How requirements should be divided into sessions.
+/// How requirements should be divided into sessions, and how they land.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Strategy {
     /// What waits for what.
@@ -198,8 +198,10 @@ pub struct Strategy {
     pub phases: Vec<String>,
     /// Who divides.
     pub planner: Planner,
-    /// Seconds each session may run.
+    /// Seconds that all of it may take; for a single session, what that one may.
     pub timeout_s: Option<u64>,
+    /// The shell command that must pass on the merged results before they land.
+    pub gate: Option<String>,
 }
 
 /// Makes a request answer once: repeated with the same key, it is answered what it was answered

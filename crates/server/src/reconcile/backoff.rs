@@ -1,9 +1,9 @@
 //! When an action that failed is tried again.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
-use baton_domain::SessionId;
 use baton_domain::plan::Action;
 use tokio::time::Instant;
 
@@ -35,10 +35,18 @@ impl Deed {
     }
 }
 
-/// Actions that failed last time for a reason that may pass.
-#[derive(Debug, Default)]
-pub struct Backoff {
-    failed: HashMap<(SessionId, Deed), Failed>,
+/// What failed last time for a reason that may pass.
+#[derive(Debug)]
+pub struct Backoff<K> {
+    failed: HashMap<K, Failed>,
+}
+
+impl<K> Default for Backoff<K> {
+    fn default() -> Self {
+        Self {
+            failed: HashMap::new(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -47,36 +55,34 @@ struct Failed {
     until: Instant,
 }
 
-impl Backoff {
+impl<K: Copy + Eq + Hash> Backoff<K> {
     /// Whether it is too early to try again.
-    pub fn holds(&self, session: SessionId, deed: Deed) -> bool {
-        let failed = self.failed.get(&(session, deed));
+    pub fn holds(&self, what: K) -> bool {
+        let failed = self.failed.get(&what);
         failed.is_some_and(|failed| Instant::now() < failed.until)
     }
 
     /// How often it failed in a row.
-    pub fn tries(&self, session: SessionId, deed: Deed) -> u32 {
-        self.failed
-            .get(&(session, deed))
-            .map_or(0, |failed| failed.tries)
+    pub fn tries(&self, what: K) -> u32 {
+        self.failed.get(&what).map_or(0, |failed| failed.tries)
     }
 
     /// Notes a failure; the pause doubles with each.
-    pub fn failed(&mut self, session: SessionId, deed: Deed) {
-        let tries = self.tries(session, deed) + 1;
+    pub fn failed(&mut self, what: K) {
+        let tries = self.tries(what) + 1;
         let pause = PAUSE_MIN.saturating_mul(2u32.saturating_pow(tries.min(16) - 1));
         let until = Instant::now() + pause.min(PAUSE_MAX);
-        self.failed.insert((session, deed), Failed { tries, until });
+        self.failed.insert(what, Failed { tries, until });
     }
 
     /// Notes a success.
-    pub fn succeeded(&mut self, session: SessionId, deed: Deed) {
-        self.failed.remove(&(session, deed));
+    pub fn succeeded(&mut self, what: K) {
+        self.failed.remove(&what);
     }
 
-    /// Forgets all sessions but those that `matter`.
-    pub fn retain(&mut self, matter: impl Fn(SessionId) -> bool) {
-        self.failed.retain(|(session, _), _| matter(*session));
+    /// Forgets all but what `matters`.
+    pub fn retain(&mut self, matters: impl Fn(K) -> bool) {
+        self.failed.retain(|what, _| matters(*what));
     }
 
     /// When the next pause is over.

@@ -172,7 +172,7 @@ impl Repos {
         found.ok_or(RepoError::NoBase { session, attempt })
     }
 
-    async fn base_from_remote(
+    pub(super) async fn base_from_remote(
         &self,
         repository: &Repository,
         branch: Option<&Branch>,
@@ -297,7 +297,11 @@ impl Repos {
 
     /// Sees to it that `commit` is in the mirror, fetching if need be: a mirror that was lost and
     /// made again has what the remote has.
-    async fn ensure_commit(&self, repository: &Repository, commit: &str) -> Result<(), RepoError> {
+    pub(super) async fn ensure_commit(
+        &self,
+        repository: &Repository,
+        commit: &str,
+    ) -> Result<(), RepoError> {
         let missing = || RepoError::CommitNotFound {
             repository: repository.clone(),
             commit: commit.to_owned(),

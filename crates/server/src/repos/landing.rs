@@ -24,7 +24,7 @@ pub struct Landed {
     pub merged: bool,
 }
 
-enum Push {
+pub(super) enum Push {
     Done,
     /// The branch has commits that the pushed one does not, or so the remote's words suggest.
     Behind(String),
@@ -135,7 +135,7 @@ impl Repos {
         }
     }
 
-    async fn push(
+    pub(super) async fn push(
         &self,
         repository: &Repository,
         commit: &str,

@@ -7,18 +7,19 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use baton_domain::{Attempt, OrchestrationId, Session, SessionId};
+use baton_domain::landing::Landing;
+use baton_domain::{Attempt, OrchestrationId, Session, SessionId, Version};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use super::directory::{Change, Entry, Place, Tables};
+use super::directory::{Change, Entry, LandingEntry, Place, Tables};
 use super::rows::{
-    Brief, BriefRow, CounterRow, DerivedEvent, EventRow, FirstSeq, KeyRow, MoveRow, Of,
-    OrchestrationBody, OrchestrationRow, PositionRow, Range, Rows, SessionRow, StateRow,
-    Truncation, hex,
+    Brief, BriefRow, CounterRow, DerivedEvent, EventRow, FirstSeq, KeyRow, LandingRow, MoveRow, Of,
+    OrchestrationBody, OrchestrationRow, PositionRow, Range, ReopeningRow, Rows, SessionRow,
+    StateRow, Truncation, hex,
 };
-use super::types::{Idempotency, NewSessions, StoreError, Transition, Written};
+use super::types::{Idempotency, NewSessions, Orchestration, StoreError, Transition, Written};
 
 /// Ranges grow up to so many bytes, so that reading from the middle of one skips little. An
 /// append that is larger gets ranges as large as itself.
@@ -36,6 +37,12 @@ pub(super) enum Request {
         changes: Vec<Transition>,
         idempotency: Option<Idempotency>,
         answer: Answer<Written>,
+    },
+    Landing {
+        id: OrchestrationId,
+        read_at: Version,
+        landing: Box<Landing>,
+        answer: Answer<()>,
     },
     Note {
         id: SessionId,
@@ -97,6 +104,7 @@ pub(super) struct Batch {
     pub(super) news: Vec<(SessionId, u64)>,
     pub(super) replies: Vec<Reply>,
     claims: HashSet<Claim>,
+    reopened: HashSet<OrchestrationId>,
     sessions_new: u64,
 }
 
@@ -125,6 +133,7 @@ impl Request {
                 let sessions = changes.iter().map(|change| Claim::Session(change.next.id));
                 sessions.chain(self.key_hash().map(Claim::Key)).collect()
             }
+            Self::Landing { id, .. } => vec![Claim::Orchestration(*id)],
             Self::Note { id, .. } => vec![Claim::Session(*id)],
             Self::Output { append, .. } => vec![Claim::Session(append.id)],
             Self::Close => Vec::new(),
@@ -156,7 +165,9 @@ impl Request {
         match self {
             Self::Create { answer, .. } => drop(answer.send(Err(error))),
             Self::Record { answer, .. } => drop(answer.send(Err(error))),
-            Self::Note { answer, .. } => drop(answer.send(Err(error))),
+            Self::Landing { answer, .. } | Self::Note { answer, .. } => {
+                drop(answer.send(Err(error)));
+            }
             Self::Output { answer, .. } => drop(answer.send(Err(error))),
             Self::Close => {}
         }
@@ -207,6 +218,27 @@ impl Batch {
                 Ok(Err(before)) => drop(answer.send(Ok(before))),
                 Err(refusal) => drop(answer.send(Err(refusal))),
             },
+            Request::Landing {
+                id,
+                read_at,
+                landing,
+                answer,
+            } => match tables.landing(id).map(|entry| entry.version) {
+                None => drop(answer.send(Err(StoreError::OrchestrationNotFound(id)))),
+                Some(version) if version != read_at => {
+                    drop(answer.send(Err(StoreError::LandingConflict(id))));
+                }
+                Some(_) => {
+                    self.rows.landings.push(&LandingRow {
+                        id,
+                        read_at: read_at.0,
+                        version: read_at.next().0,
+                        landing: &landing,
+                    })?;
+                    self.changes.push(Change::Landing(id, landing));
+                    self.reply(answer, ());
+                }
+            },
             Request::Note {
                 id,
                 text,
@@ -242,15 +274,7 @@ impl Batch {
         answer: Answer<Written>,
     ) -> Result<(), serde_json::Error> {
         if let Some(orchestration) = new.orchestration {
-            self.rows.orchestrations.push(&OrchestrationRow {
-                id: orchestration.id,
-                created_at: orchestration.created_at,
-                body: &OrchestrationBody {
-                    repository: orchestration.repository,
-                    requirements: orchestration.requirements,
-                },
-            })?;
-            self.changes.push(Change::Orchestration(orchestration.id));
+            self.insert_orchestration(orchestration)?;
         }
         self.keep_answer(new.idempotency)?;
         let mut made = Vec::with_capacity(new.sessions.len());
@@ -258,6 +282,11 @@ impl Batch {
             self.sessions_new += 1;
             let ordinal = tables.ordinal_max() + self.sessions_new;
             let session = Arc::new(session);
+            // Of one that is made with it nothing was looked at yet, and a gate's run is the
+            // landing's own.
+            if session.command.is_none() {
+                self.reopen(session.orchestration_id, tables)?;
+            }
             self.insert(ordinal, &session)?;
             self.changes.push(Change::New {
                 ordinal,
@@ -268,6 +297,43 @@ impl Batch {
             made.push(session);
         }
         self.reply(answer, Written::Now(made));
+        Ok(())
+    }
+
+    fn insert_orchestration(&mut self, new: Orchestration) -> Result<(), serde_json::Error> {
+        let landing = new.lands.then(|| Box::new(LandingEntry::of(&new)));
+        self.changes.push(Change::Orchestration(new.id, landing));
+        self.rows.orchestrations.push(&OrchestrationRow {
+            id: new.id,
+            created_at: new.created_at,
+            lands: u8::from(new.lands),
+            body: &OrchestrationBody {
+                repository: new.repository,
+                requirements: new.requirements,
+                branch: new.branch,
+                gate: new.gate,
+                parallel_sessions: new.parallel_sessions,
+                timeout_s: new.timeout_s,
+                max_cost_usd: new.max_cost_usd,
+                summary: new.summary,
+            },
+        })
+    }
+
+    /// Has the landing of an orchestration look at its sessions again.
+    fn reopen(
+        &mut self,
+        id: Option<OrchestrationId>,
+        tables: &Tables,
+    ) -> Result<(), serde_json::Error> {
+        let Some(id) = id.filter(|id| tables.landing(*id).is_some()) else {
+            return Ok(());
+        };
+        // One row and one count for a whole batch: it is looked at after all of it.
+        if self.reopened.insert(id) {
+            self.rows.reopenings.push(&ReopeningRow { id })?;
+            self.changes.push(Change::Reopened(id));
+        }
         Ok(())
     }
 
@@ -296,6 +362,7 @@ impl Batch {
                 parallel_max: session.parallel_max,
                 command: session.command.clone(),
                 planning: session.planning.clone(),
+                start_commit: session.start_commit.clone(),
             },
         })?;
         self.rows.states.push(&StateRow {
@@ -315,6 +382,9 @@ impl Batch {
     ) -> Result<Arc<Session>, serde_json::Error> {
         let entry = tables.entry(place);
         let last_seq = entry.last_seq + 1;
+        if entry.over.is_some() && !change.next.state.is_over() {
+            self.reopen(change.next.orchestration_id, tables)?;
+        }
         let next = Arc::new(Session {
             version: change.next.version.next(),
             ..change.next

@@ -4,14 +4,15 @@
 //! over; and as many of the others as fit in [`OVER_BYTES_MAX`]. It follows the database: only the
 //! writer changes it, after a commit.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use baton_domain::landing::Landing;
 use baton_domain::session::Standing;
-use baton_domain::{OrchestrationId, Session, SessionId, Status, Version};
+use baton_domain::{Branch, OrchestrationId, Repository, Session, SessionId, Status, Version};
 
-use super::types::SessionQuery;
+use super::types::{Orchestration, SessionQuery, Unlanded};
 
 /// How many bytes of sessions that are over stay in memory.
 const OVER_BYTES_MAX: u64 = 8 * 1024 * 1024;
@@ -34,10 +35,25 @@ pub(super) struct Entry {
     pub(super) over: Option<Status>,
 }
 
+/// What is known of every orchestration that lands as a whole.
+#[derive(Debug, Clone)]
+pub(super) struct LandingEntry {
+    target: (Repository, Branch),
+    pub(super) version: Version,
+    changes: u64,
+    /// Up to which of these it has seen.
+    seen: u64,
+    is_over: bool,
+    is_under_way: bool,
+}
+
 /// What a commit changed.
 #[derive(Debug)]
 pub(super) enum Change {
-    Orchestration(OrchestrationId),
+    Orchestration(OrchestrationId, Option<Box<LandingEntry>>),
+    Landing(OrchestrationId, Box<Landing>),
+    /// A session of it was reopened, or added.
+    Reopened(OrchestrationId),
     /// A session that is new, or is loaded at the start.
     New {
         ordinal: u64,
@@ -89,6 +105,8 @@ pub(super) struct Tables {
     places: HashMap<SessionId, Place>,
     live: BTreeMap<Place, Arc<Session>>,
     orchestrations: HashSet<OrchestrationId>,
+    landings: HashMap<OrchestrationId, LandingEntry>,
+    unlanded: BTreeSet<OrchestrationId>,
     members: HashMap<OrchestrationId, Vec<Place>>,
 }
 
@@ -150,11 +168,15 @@ impl Directory {
     pub(super) fn load(
         &self,
         orchestrations: Vec<OrchestrationId>,
+        landings: Vec<(OrchestrationId, LandingEntry)>,
         entries: Vec<(Entry, Option<OrchestrationId>)>,
         live: Vec<Arc<Session>>,
     ) {
         let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
         tables.orchestrations = orchestrations.into_iter().collect();
+        for (id, entry) in landings {
+            tables.enter_landing(id, entry);
+        }
         tables.entries.reserve_exact(entries.len());
         tables.places.reserve(entries.len());
         for (entry, orchestration) in entries {
@@ -173,9 +195,20 @@ impl Directory {
         let mut seen = 0;
         for change in changes {
             match change {
-                Change::Orchestration(id) => {
+                Change::Orchestration(id, landing) => {
                     tables.orchestrations.insert(id);
+                    if let Some(entry) = landing {
+                        tables.enter_landing(id, *entry);
+                    }
                 }
+                Change::Landing(id, landing) => {
+                    tables.change_landing(id, |entry| {
+                        entry.version = entry.version.next();
+                        entry.follow(&landing);
+                    });
+                    seen += 1;
+                }
+                Change::Reopened(id) => tables.change_landing(id, |entry| entry.changes += 1),
                 Change::New {
                     ordinal,
                     last_seq,
@@ -259,6 +292,35 @@ impl Directory {
     }
 }
 
+impl LandingEntry {
+    pub(super) fn of(orchestration: &Orchestration) -> Self {
+        let mut entry = Self {
+            target: (orchestration.repository.clone(), orchestration.target()),
+            version: orchestration.landing_version,
+            changes: orchestration.changes,
+            seen: 0,
+            is_over: false,
+            is_under_way: false,
+        };
+        entry.follow(&orchestration.landing);
+        entry
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        &self.target.0
+    }
+
+    fn follow(&mut self, landing: &Landing) {
+        self.seen = landing.seen;
+        self.is_over = landing.is_over();
+        self.is_under_way = landing.is_under_way();
+    }
+
+    fn is_settled(&self) -> bool {
+        self.is_over && self.seen == self.changes
+    }
+}
+
 impl Entry {
     pub(super) fn of(session: &Session, ordinal: u64, last_seq: u64) -> Self {
         Self {
@@ -295,6 +357,42 @@ impl Tables {
 
     pub(super) fn has_orchestration(&self, id: OrchestrationId) -> bool {
         self.orchestrations.contains(&id)
+    }
+
+    /// Of one that lands as a whole.
+    pub(super) fn landing(&self, id: OrchestrationId) -> Option<&LandingEntry> {
+        self.landings.get(&id)
+    }
+
+    /// Those whose landing is not over, oldest first.
+    pub(super) fn unlanded(&self) -> Vec<Unlanded> {
+        let entries = self.unlanded.iter().filter_map(|id| {
+            let entry = self.landings.get(id)?;
+            Some(Unlanded {
+                id: *id,
+                target: entry.target.clone(),
+                is_under_way: entry.is_under_way,
+            })
+        });
+        entries.collect()
+    }
+
+    fn enter_landing(&mut self, id: OrchestrationId, entry: LandingEntry) {
+        if !entry.is_settled() {
+            self.unlanded.insert(id);
+        }
+        self.landings.insert(id, entry);
+    }
+
+    fn change_landing(&mut self, id: OrchestrationId, change: impl FnOnce(&mut LandingEntry)) {
+        let Some(entry) = self.landings.get_mut(&id) else {
+            return;
+        };
+        change(entry);
+        match entry.is_settled() {
+            true => self.unlanded.remove(&id),
+            false => self.unlanded.insert(id),
+        };
     }
 
     pub(super) fn ordinal_max(&self) -> u64 {

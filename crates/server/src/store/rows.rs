@@ -4,10 +4,12 @@
 //! [`super::sqlite`].
 
 use baton_domain::decompose::Planning;
+use baton_domain::landing::Landing;
 use baton_domain::session::Report;
 use baton_domain::steering::Steering;
 use baton_domain::{
-    Attempt, ClaudeSessionId, Kind, Project, Repository, SessionEvent, SessionId, SessionState,
+    Attempt, Branch, ClaudeSessionId, Kind, Project, Repository, SessionEvent, SessionId,
+    SessionState,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,8 @@ impl JsonRows {
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) orchestrations: JsonRows,
+    pub(super) landings: JsonRows,
+    pub(super) reopenings: JsonRows,
     pub(super) sessions: JsonRows,
     pub(super) briefs: JsonRows,
     pub(super) moves: JsonRows,
@@ -63,6 +67,7 @@ impl Rows {
     pub(super) fn is_empty(&self) -> bool {
         [
             &self.orchestrations,
+            &self.landings,
             &self.sessions,
             &self.moves,
             &self.counters,
@@ -82,13 +87,42 @@ impl Rows {
 pub(super) struct OrchestrationRow<'a> {
     pub(super) id: baton_domain::OrchestrationId,
     pub(super) created_at: Timestamp,
+    pub(super) lands: u8,
     pub(super) body: &'a OrchestrationBody,
 }
 
+/// What never changes of an orchestration. A new field needs a default, for the rows that lack it.
 #[derive(Serialize, Deserialize)]
 pub(super) struct OrchestrationBody {
     pub(super) repository: Repository,
     pub(super) requirements: Arc<str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) branch: Option<Branch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) gate: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parallel_sessions: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) timeout_s: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) max_cost_usd: Option<f64>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) summary: String,
+}
+
+/// A change of an orchestration's landing, guarded by the version that was read.
+#[derive(Serialize)]
+pub(super) struct LandingRow<'a> {
+    pub(super) id: baton_domain::OrchestrationId,
+    pub(super) read_at: u64,
+    pub(super) version: u64,
+    pub(super) landing: &'a Landing,
+}
+
+/// An orchestration a session of which was reopened, or added.
+#[derive(Serialize)]
+pub(super) struct ReopeningRow {
+    pub(super) id: baton_domain::OrchestrationId,
 }
 
 #[derive(Serialize)]
@@ -130,6 +164,8 @@ pub(super) struct Brief {
     pub(super) command: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) planning: Option<Planning>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) start_commit: Option<String>,
     pub(super) created_at: Timestamp,
 }
 

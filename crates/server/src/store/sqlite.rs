@@ -43,11 +43,25 @@ pub(super) struct Database {
 /// The statements of a batch in the order they are run, each with what it writes. Each takes its
 /// rows as one argument, a JSON array. A `WHERE true` keeps SQLite from reading `ON CONFLICT` as a
 /// join.
-const STATEMENTS: [(&str, &str); 12] = [
+const STATEMENTS: [(&str, &str); 14] = [
     (
         "orchestrations",
-        "INSERT INTO orchestrations (id, created_at, body)
-         SELECT value ->> 'id', value ->> 'created_at', value -> 'body' FROM json_each(?);",
+        "INSERT INTO orchestrations (id, created_at, lands, body)
+         SELECT value ->> 'id', value ->> 'created_at', value ->> 'lands', value -> 'body'
+         FROM json_each(?);",
+    ),
+    (
+        "landings",
+        "UPDATE orchestrations SET landing = rows.value -> 'landing',
+             landing_version = rows.value ->> 'version'
+         FROM json_each(?) AS rows
+         WHERE orchestrations.id = rows.value ->> 'id'
+             AND orchestrations.landing_version = rows.value ->> 'read_at';",
+    ),
+    (
+        "reopened orchestrations",
+        "UPDATE orchestrations SET changes = changes + 1
+         FROM json_each(?) AS rows WHERE orchestrations.id = rows.value ->> 'id';",
     ),
     (
         "sessions",
@@ -135,6 +149,8 @@ const STATEMENTS: [(&str, &str); 12] = [
 fn arguments(rows: Rows) -> [JsonRows; STATEMENTS.len()] {
     [
         rows.orchestrations,
+        rows.landings,
+        rows.reopenings,
         rows.sessions,
         rows.briefs,
         rows.moves,

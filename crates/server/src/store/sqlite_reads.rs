@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use baton_domain::landing::Landing;
 use baton_domain::session::Report;
 use baton_domain::steering::Steering;
 use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionState, Status, Version};
@@ -12,7 +13,7 @@ use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::batch::KnownKeys;
-use super::directory::Entry;
+use super::directory::{Entry, LandingEntry};
 use super::rows::{Brief, DerivedEvent, OrchestrationBody, Range, Truncation};
 use super::sqlite::failed;
 use super::types::{Orchestration, StoreError};
@@ -61,6 +62,9 @@ const SESSION: &str = "SELECT s.ordinal, s.id, s.orchestration_id, s.version, s.
          b.body, t.state, t.report, t.steering
      FROM sessions s JOIN session_briefs b USING (ordinal) JOIN session_states t USING (ordinal)";
 
+const ORCHESTRATION: &str =
+    "SELECT id, created_at, body, lands, landing, landing_version, changes FROM orchestrations";
+
 impl Reads {
     pub(super) fn new(pool: SqlitePool) -> Self {
         Self { pool }
@@ -103,6 +107,20 @@ impl Reads {
         rows.iter().map(|row| Columns(row).parsed("id")).collect()
     }
 
+    /// What is kept in memory of the orchestrations that land as a whole.
+    pub(super) async fn landings(
+        &self,
+    ) -> Result<Vec<(OrchestrationId, LandingEntry)>, StoreError> {
+        let text = format!("{ORCHESTRATION} WHERE lands = 1");
+        let mut rows = sqlx::query(sqlx::AssertSqlSafe(text)).fetch(&self.pool);
+        let mut entries = Vec::new();
+        while let Some(row) = rows.try_next().await.map_err(failed("load the landings"))? {
+            let orchestration = orchestration_of(&row)?;
+            entries.push((orchestration.id, LandingEntry::of(&orchestration)));
+        }
+        Ok(entries)
+    }
+
     /// All sessions that are not over, with their rows.
     pub(super) async fn live(&self) -> Result<Vec<(u64, Arc<Session>)>, StoreError> {
         let text = format!(
@@ -136,20 +154,14 @@ impl Reads {
         &self,
         id: OrchestrationId,
     ) -> Result<Orchestration, StoreError> {
-        let row = sqlx::query("SELECT created_at, body FROM orchestrations WHERE id = ?")
+        let text = format!("{ORCHESTRATION} WHERE id = ?");
+        let row = sqlx::query(sqlx::AssertSqlSafe(text))
             .bind(id.to_string())
             .fetch_optional(&self.pool)
             .await
             .map_err(failed("read an orchestration"))?
             .ok_or(StoreError::OrchestrationNotFound(id))?;
-        let columns = Columns(&row);
-        let body: OrchestrationBody = columns.json("body")?;
-        Ok(Orchestration {
-            id,
-            repository: body.repository,
-            requirements: body.requirements,
-            created_at: columns.parsed("created_at")?,
-        })
+        orchestration_of(&row)
     }
 
     /// What is stored of those keys.
@@ -360,6 +372,31 @@ fn range_of(row: &SqliteRow) -> Result<Range, StoreError> {
     })
 }
 
+fn orchestration_of(row: &SqliteRow) -> Result<Orchestration, StoreError> {
+    let row = Columns(row);
+    let body: OrchestrationBody = row.json("body")?;
+    let landing = match row.text_if_any("landing")? {
+        Some(_) => row.json("landing")?,
+        None => Landing::default(),
+    };
+    Ok(Orchestration {
+        id: row.parsed("id")?,
+        repository: body.repository,
+        requirements: body.requirements,
+        created_at: row.parsed("created_at")?,
+        branch: body.branch,
+        lands: row.number("lands")? == 1,
+        gate: body.gate,
+        parallel_sessions: body.parallel_sessions,
+        timeout_s: body.timeout_s,
+        max_cost_usd: body.max_cost_usd,
+        summary: body.summary,
+        landing,
+        landing_version: Version(row.number("landing_version")?),
+        changes: row.number("changes")?,
+    })
+}
+
 fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
     let row = Columns(row);
     let brief: Brief = row.json("body")?;
@@ -390,6 +427,7 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         parallel_max: brief.parallel_max,
         command: brief.command,
         planning: brief.planning,
+        start_commit: brief.start_commit,
         steering,
         report,
     };

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use baton_agent::protocol::Stream;
+use baton_domain::landing::Landing;
 use baton_domain::{
-    Attempt, OrchestrationId, Repository, Session, SessionEvent, SessionId, Status, Version,
+    Attempt, Branch, OrchestrationId, Repository, Session, SessionEvent, SessionId, Status, Version,
 };
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -87,6 +88,72 @@ pub struct Orchestration {
     pub requirements: Arc<str>,
     /// When it was accepted.
     pub created_at: Timestamp,
+    /// The branch it lands on; one of its own when absent.
+    pub branch: Option<Branch>,
+    /// Whether it lands as a whole. Its sessions do not land by themselves then when they complete.
+    pub lands: bool,
+    /// The shell command that must pass on the merged results before the branch moves.
+    pub gate: Option<String>,
+    /// How many of its sessions may run at once; no limit of its own when absent.
+    pub parallel_sessions: Option<u64>,
+    /// Seconds that all of it may take from the first start of a session on.
+    pub timeout_s: Option<u64>,
+    /// US dollars that all of it may cost before it pauses and asks.
+    pub max_cost_usd: Option<f64>,
+    /// What was made of the requirements, in a sentence or two.
+    pub summary: String,
+    /// Where its landing stands, where it lands as a whole.
+    pub landing: Landing,
+    /// How often its landing was changed; a write names the version it read.
+    pub landing_version: Version,
+    /// How often a session of it was reopened or added to it.
+    pub changes: u64,
+}
+
+impl Orchestration {
+    /// One of which nothing more is wanted: each session lands by itself.
+    #[must_use]
+    pub fn new(
+        id: OrchestrationId,
+        repository: Repository,
+        requirements: Arc<str>,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            repository,
+            requirements,
+            created_at,
+            branch: None,
+            lands: false,
+            gate: None,
+            parallel_sessions: None,
+            timeout_s: None,
+            max_cost_usd: None,
+            summary: String::new(),
+            landing: Landing::default(),
+            landing_version: Version(0),
+            changes: 0,
+        }
+    }
+
+    /// The branch it lands on.
+    #[must_use]
+    pub fn target(&self) -> Branch {
+        let own = || Branch::own(self.id.0);
+        self.branch.clone().unwrap_or_else(own)
+    }
+}
+
+/// An orchestration whose landing is not over, as far as it is in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unlanded {
+    /// Which.
+    pub id: OrchestrationId,
+    /// Where it lands.
+    pub target: (Repository, Branch),
+    /// Whether its landing is under way: others wait for the branch then.
+    pub is_under_way: bool,
 }
 
 /// Which sessions to list.
@@ -198,6 +265,9 @@ pub enum StoreError {
         /// The version the decision was based on.
         read_at: Version,
     },
+    /// Another writer was first; read again and decide again.
+    #[error("the landing of orchestration {0} was changed by another writer")]
+    LandingConflict(OrchestrationId),
     /// A cursor that no page of this store ends with.
     #[error("the cursor is not one this server gave out")]
     InvalidCursor,

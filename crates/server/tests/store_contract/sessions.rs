@@ -29,10 +29,19 @@ async fn all_of_a_session_survives() {
         ..session(1)
     };
     let around = Orchestration {
-        id: orchestration(9),
-        repository: "owner/repo".parse().expect("a repository"),
-        requirements: "all of it, \0 too".into(),
-        created_at: at(5),
+        branch: Some("feature/x".parse().expect("a branch")),
+        lands: true,
+        gate: Some("make test".into()),
+        parallel_sessions: Some(2),
+        timeout_s: Some(60),
+        max_cost_usd: Some(0.1 + 0.2),
+        summary: "two of them".into(),
+        ..Orchestration::new(
+            orchestration(9),
+            "owner/repo".parse().expect("a repository"),
+            "all of it, \0 too".into(),
+            at(5),
+        )
     };
     let request = NewSessions {
         orchestration: Some(around.clone()),
@@ -311,12 +320,12 @@ async fn listed(store: &Store, query: SessionQuery) -> Vec<u128> {
 async fn pages_hold_what_the_query_asks_for() {
     let dir = tempdir();
     let store = open(dir.path()).await;
-    let mut first = Some(Orchestration {
-        id: orchestration(1),
-        repository: "owner/repo".parse().expect("a repository"),
-        requirements: "x".into(),
-        created_at: at(0),
-    });
+    let mut first = Some(Orchestration::new(
+        orchestration(1),
+        "owner/repo".parse().expect("a repository"),
+        "x".into(),
+        at(0),
+    ));
     for number in 1..=30_u128 {
         let mut session = session(number);
         session.orchestration_id = (number % 3 == 0).then(|| orchestration(1));
