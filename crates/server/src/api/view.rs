@@ -372,7 +372,9 @@ fn orchestration_status(details: &OrchestrationDetails) -> &'static str {
     let landing = status_of_orchestration(&details.orchestration);
     if !own.clone().any(started) {
         "initiated"
-    } else if landing == Some("running") || own.clone().any(|of| !of.session.state.is_over()) {
+    } else if own.clone().any(|of| !of.session.state.is_over())
+        || landing == Some("running") && any(&[Status::Completed])
+    {
         "running"
     } else if landing == Some("failed") || any(&[Status::Failed, Status::Blocked]) {
         "failed"

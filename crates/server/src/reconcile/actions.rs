@@ -248,6 +248,12 @@ impl Actions {
     }
 
     async fn remove(&self, sandbox: &Sandbox, volumes: Volumes) -> ActionDone {
+        let session = self.parts.store.session(sandbox.session).await;
+        let volumes = match session {
+            // A command leaves no work, however it ended.
+            Ok(session) if session.command.is_some() => Volumes::Remove,
+            _ => volumes,
+        };
         match self.parts.runtime.remove(&sandbox.id, volumes).await {
             Ok(()) => {
                 failpoint::reach("removed");

@@ -12,6 +12,7 @@ mod dependencies;
 mod docker;
 mod fake_claude;
 mod hostile;
+mod landings;
 mod orchestrate;
 mod own_image;
 mod planner;

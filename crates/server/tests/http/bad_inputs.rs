@@ -469,6 +469,13 @@ async fn what_lists_outputs_and_orchestrations_do_not_take() {
         ),
         ("strategy", json!({ "phases": [1] }), "strategy.phases"),
         ("strategy", json!({ "timeout": 0 }), "strategy.timeout"),
+        ("strategy", json!({ "gate": " " }), "strategy.gate"),
+        ("strategy", json!({ "gate": ["make"] }), "strategy.gate"),
+        (
+            "strategy",
+            json!({ "gate": "x".repeat(5_000) }),
+            "strategy.gate",
+        ),
         (
             "strategy",
             json!({ "timeout": 604_800_001 }),
