@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use baton_domain::session::SessionState;
+use baton_domain::session::{SessionState, Standing};
 use baton_domain::steering::Pause;
 use baton_domain::waiting::{account_limit, may_launch};
 use baton_domain::{Session, SessionId, Status};
@@ -41,8 +41,21 @@ impl Orchestrator {
             SessionState::Concluding { .. } => Some(Cow::Borrowed(
                 "Claude has ended; its work is being recorded and landed.",
             )),
+            SessionState::Finished { .. } if self.waits_to_land(&details.session) => {
+                Some(Cow::Borrowed(
+                    "Its work waits to be landed with that of the others of its orchestration.",
+                ))
+            }
             SessionState::Running { .. } | SessionState::Finished { .. } => None,
         }
+    }
+
+    fn waits_to_land(&self, session: &Session) -> bool {
+        let report = session.report.as_ref();
+        let result = report.and_then(|report| report.result.as_ref());
+        result.is_some_and(|result| result.branch.is_none() && result.commit != result.base_commit)
+            && session.state.standing() == Standing::Completed
+            && self.parts.store.lands_with_others(session)
     }
 
     fn waits_for(&self, waiting_for: &[SessionId]) -> String {

@@ -45,19 +45,21 @@ impl Landings {
         if unlanded.is_empty() {
             return;
         }
-        let open: HashSet<OrchestrationId> = active
-            .iter()
-            .filter_map(|session| session.orchestration_id)
-            .collect();
+        let with_open = |is_gate: bool| -> HashSet<OrchestrationId> {
+            let open = active.iter().filter(|of| of.command.is_some() == is_gate);
+            open.filter_map(|of| of.orchestration_id).collect()
+        };
+        let (at_work, gating) = (with_open(false), with_open(true));
         // Who has begun keeps the branch until it is done.
         unlanded.sort_by_key(|one| !(one.is_under_way || self.busy.contains(&one.id)));
         let mut taken = HashSet::new();
         for one in unlanded {
-            let is_open = open.contains(&one.id);
-            if is_open && !one.is_under_way || !taken.insert(one.target) {
+            // Whose sessions were asked for more in the middle of it gives the branch free: they may
+            // take days.
+            if at_work.contains(&one.id) || !taken.insert(one.target) {
                 continue;
             }
-            if is_open || self.backoff.holds(one.id) || !self.busy.insert(one.id) {
+            if gating.contains(&one.id) || self.backoff.holds(one.id) || !self.busy.insert(one.id) {
                 continue;
             }
             self.go_on(one.id);

@@ -25,11 +25,15 @@ async fn world() -> (World, Remote) {
 /// An orchestration with a gate, whose sessions each write one file. Sessions that were planned
 /// for it make room for these.
 async fn orchestrated(world: &World, files: &[&str]) -> (String, Vec<String>) {
+    orchestrated_with(world, GATE, files).await
+}
+
+async fn orchestrated_with(world: &World, gate: &str, files: &[&str]) -> (String, Vec<String>) {
     let fields = json!({
         "project": {
             "repository": "owner/repo", "branch": "feature", "requirements": "Write some files",
         },
-        "strategy": { "gate": GATE },
+        "strategy": { "gate": gate },
         "autoStart": false,
     });
     let made = world.api.call("orchestrate", fields).await;
@@ -196,6 +200,29 @@ async fn someone_who_pushes_in_the_middle_is_merged_with_and_gated() {
         ["README.md", "a.txt", "b.txt", "check.sh"]
     );
     assert_eq!(gates(&got).len(), 2, "what is pushed was gated as it is");
+}
+
+#[tokio::test]
+async fn a_gate_reaches_no_model_and_pushes_nothing() {
+    let (mut world, remote) = world().await;
+    world.start_server().await;
+    let gate = "status() { curl -s -o /dev/null -w '%{http_code}' \"$@\"; }\n\
+        test $(status -X POST http://127.0.0.1:8377/model/v1/messages) = 403 || exit 2\n\
+        git push -q origin HEAD:refs/heads/evil && exit 3\n\
+        git ls-remote origin | grep -q refs/baton/result && exit 4\n\
+        touch left-behind.txt\n";
+    let (id, _) = orchestrated_with(&world, gate, &["a.txt"]).await;
+    let got = landed(&world, &id).await;
+    assert_eq!(status(&got), "landed", "{got:#}");
+    assert_eq!(
+        files_of(&remote, "feature").await,
+        ["README.md", "a.txt", "check.sh"]
+    );
+    let gate = text(&gates(&got)[0]["id"]);
+    let mirror = world.mirror("owner/repo");
+    let pushed = mirror.git(&["for-each-ref", &format!("refs/baton/result/{gate}")]);
+    assert_eq!(pushed.await, "");
+    assert_eq!(world.model.journal().entries().len(), 0);
 }
 
 /// Lets the server die where it reaches `point` first, starts another, and looks at the end.

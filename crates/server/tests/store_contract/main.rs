@@ -1,6 +1,7 @@
 //! What every store promises, tried on real SQLite files.
 
 mod faults;
+mod landings;
 mod numbering;
 mod output;
 mod sessions;
