@@ -27,6 +27,8 @@ mod result;
 mod resumed;
 mod stack;
 #[cfg(test)]
+mod stack_tests;
+#[cfg(test)]
 mod tests;
 mod unjoined;
 #[cfg(test)]

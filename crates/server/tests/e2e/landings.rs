@@ -220,8 +220,8 @@ async fn a_gate_reaches_no_model_and_pushes_nothing() {
     );
     let gate = text(&gates(&got)[0]["id"]);
     let mirror = world.mirror("owner/repo");
-    let pushed = mirror.git(&["for-each-ref", &format!("refs/baton/result/{gate}")]);
-    assert_eq!(pushed.await, "");
+    let result = format!("refs/baton/result/{gate}");
+    assert_eq!(mirror.git(&["for-each-ref", &result]).await, "");
     assert_eq!(world.model.journal().entries().len(), 0);
 }
 
