@@ -105,6 +105,11 @@ impl Landing {
         self
     }
 
+    /// What follows is about another orchestration of the same server.
+    fn turn_to(&mut self, other: &(OrchestrationId, Vec<SessionId>)) {
+        (self.id, self.sessions) = other.clone();
+    }
+
     async fn running_gate(&self) -> Option<Arc<Session>> {
         let active = self.app.store.active().into_iter();
         let mut gates = active.filter(|session| {
@@ -523,34 +528,26 @@ async fn a_gate_that_passes_when_it_is_retried_opens_the_way() {
 
 #[tokio::test]
 async fn landings_on_one_branch_take_turns() {
-    let mut first = Landing::new(Some("sh check.sh"), Some("main"), &[&[]]).await;
-    let (id, sessions) =
-        orchestrated(&first.app, Some("sh check.sh"), Some("main"), &[&[]], None).await;
-    first.app.settle().await;
-    let own = std::mem::replace(&mut first.sessions, sessions);
-    first.works(0, &[("second.txt", "x\n")]).await;
-    let second_id = std::mem::replace(&mut first.id, id);
-    assert!(
-        first.running_gate().await.is_some(),
-        "the second one has begun"
-    );
-    first.sessions = own;
-    first.works(0, &[("first.txt", "x\n")]).await;
-    let first_id = second_id;
-    let second_id = std::mem::replace(&mut first.id, first_id);
-    assert!(
-        first.running_gate().await.is_none(),
-        "the first one waits for it"
-    );
-    first.id = second_id;
-    first.lands(nothing).await;
-    first.id = first_id;
-    first.lands(nothing).await;
+    let gate = Some("sh check.sh");
+    let mut landing = Landing::new(gate, Some("main"), &[&[]]).await;
+    let first = (landing.id, landing.sessions.clone());
+    let second = orchestrated(&landing.app, gate, Some("main"), &[&[]], None).await;
+
+    landing.turn_to(&second);
+    landing.works(0, &[("second.txt", "x\n")]).await;
+    assert!(landing.running_gate().await.is_some(), "it has begun");
+    landing.turn_to(&first);
+    landing.works(0, &[("first.txt", "x\n")]).await;
+    assert!(landing.running_gate().await.is_none(), "it waits for it");
+    landing.turn_to(&second);
+    landing.lands(nothing).await;
+    landing.turn_to(&first);
+    landing.lands(nothing).await;
     assert_eq!(
-        first.runs,
+        landing.runs,
         ["second.txt: green", "first.txt second.txt: green"]
     );
-    assert_eq!(first.files("main"), "README.md first.txt second.txt");
+    assert_eq!(landing.files("main"), "README.md first.txt second.txt");
 }
 
 #[tokio::test]
