@@ -43,9 +43,10 @@ impl Candidate {
             .as_ref()
             .and_then(|report| report.result.as_ref());
         let first_line = session.project.requirements.trim().lines().next();
+        let title = session.title.as_deref().or(first_line);
         Self {
             session: session.id,
-            title: shortened(first_line.unwrap_or_default().trim()),
+            title: shortened(title.unwrap_or_default().trim()),
             completed,
             commit: result
                 .filter(|result| result.commit != result.base_commit)

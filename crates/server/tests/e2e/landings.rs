@@ -22,40 +22,33 @@ async fn world() -> (World, Remote) {
     (world, remote)
 }
 
-/// An orchestration with a gate, whose sessions each write one file. Sessions that were planned
-/// for it make room for these.
+/// An orchestration with a gate, whose sessions each write one file.
 async fn orchestrated(world: &World, files: &[&str]) -> (String, Vec<String>) {
     orchestrated_with(world, GATE, files).await
 }
 
 async fn orchestrated_with(world: &World, gate: &str, files: &[&str]) -> (String, Vec<String>) {
-    let fields = json!({
-        "project": {
-            "repository": "owner/repo", "branch": "feature", "requirements": "Write some files",
-        },
-        "strategy": { "gate": gate },
-        "autoStart": false,
-    });
-    let made = world.api.call("orchestrate", fields).await;
-    let made = &made["results"][0]["data"];
-    let id = text(&made["orchestrationId"]);
-    let mut sessions = Vec::new();
-    for file in files {
+    let session = |(at, file): (usize, &&str)| {
         let requirements = steps(json!([
             ["write", file, "x\n"],
             ["commit", format!("Add {file}")],
             ["result", "Written."],
         ]));
-        let session = json!({ "orchestrationId": id, "options": { "autoStart": false } });
-        sessions.push(world.create_with(session, &requirements).await);
-    }
-    for planned in made["sessions"].as_array().into_iter().flatten() {
-        world.cancel(&text(&planned["id"])).await;
-    }
-    for session in &sessions {
-        world.start(session).await;
-    }
-    (id, sessions)
+        json!({ "key": at.to_string(), "title": format!("Write {file}"), "requirements": requirements })
+    };
+    let sessions: Vec<Value> = files.iter().enumerate().map(session).collect();
+    let fields = json!({
+        "project": {
+            "repository": "owner/repo", "branch": "feature", "requirements": "Write some files",
+        },
+        "plan": { "sessions": sessions },
+        "strategy": { "gate": gate },
+    });
+    let made = world.api.call("orchestrate", fields).await;
+    let made = &made["results"][0]["data"];
+    let sessions = made["sessions"].as_array().expect("sessions").iter();
+    let sessions = sessions.map(|of| text(&of["id"])).collect();
+    (text(&made["orchestrationId"]), sessions)
 }
 
 async fn orchestration(world: &World, id: &str) -> Value {

@@ -476,12 +476,6 @@ async fn an_orchestration_is_got_and_cancelled() {
             "orchestration": {
               "createdAt": "2026-11-22T07:38:22.005Z",
               "id": "00000000-0000-7000-8000-000000000001",
-              "landing": {
-                "branch": "baton/000000000001",
-                "landed": [],
-                "leftOut": [],
-                "status": "waiting"
-              },
               "repository": "o/r",
               "requirements": "x",
               "sessions": [

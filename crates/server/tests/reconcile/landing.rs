@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use baton::orchestrator::{NewMember, NewOrchestration, Strategy};
+use baton::orchestrator::{NewOrchestration, Strategy};
 use baton::store::{Orchestration, PAGE_SESSIONS_MAX, SessionQuery};
+use baton_domain::decompose::{DependencyMode, ProposedGraph, ProposedSession};
 use baton_domain::ending::{Exit, FailureCode, Outcome};
 use baton_domain::landing::{End, LandingFailure, Reason, Stage};
 use baton_domain::steering::Resume;
@@ -211,23 +212,32 @@ async fn orchestrated(
             timeout_s,
             ..Strategy::default()
         }),
+        plan: Some(ProposedGraph {
+            mode: DependencyMode::Parallel,
+            sessions: dependencies.iter().enumerate().map(proposed).collect(),
+            summary: "some".into(),
+        }),
         auto_start: true,
+        priority: 0,
+        project_settings: false,
+        max_cost_usd: None,
     };
-    let member = |(at, dependencies): (usize, &&[usize])| NewMember {
-        kind: Kind::Implementation,
-        requirements: format!("Write {at}.txt").into(),
-        dependencies: dependencies.to_vec(),
-    };
-    let members = dependencies.iter().enumerate().map(member).collect();
-    let made = app
-        .orchestrator
-        .orchestrate_members(new, members, "some".into(), None)
-        .await;
+    let made = app.orchestrator.orchestrate(new, None).await;
     let Accepted::Now(made) = made.expect("accepted") else {
         panic!("there was no key");
     };
     let sessions = made.sessions.iter().map(|of| of.session.id).collect();
     (made.id, sessions)
+}
+
+fn proposed((at, dependencies): (usize, &&[usize])) -> ProposedSession {
+    ProposedSession {
+        kind: Kind::Implementation,
+        component: None,
+        title: format!("Write {at}.txt"),
+        requirements: format!("Write {at}.txt"),
+        dependencies: dependencies.to_vec(),
+    }
 }
 
 fn git(dir: &Path, arguments: &[&str]) -> String {
