@@ -191,16 +191,18 @@ fn command(claude: &ClaudeCommand, around: &Surroundings) -> Result<Command, Str
     let mut command = Command::new(program);
     command
         .args(&claude.args)
-        .args(LISTENING)
         .current_dir(&places.workspace_dir)
         .env("HOME", &places.home_dir)
         .env("CLAUDE_CONFIG_DIR", config_dir)
         .env("GIT_TERMINAL_PROMPT", "0")
         .envs(around.identity.iter().cloned())
         .envs(claude.env.iter().cloned())
-        .stdin(Stdio::piped())
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if claude.listens {
+        command.args(LISTENING).stdin(Stdio::piped());
+    }
     let prompt = system_prompt(claude, &places.workspace_dir);
     if !prompt.is_empty() {
         // By file: an argument of 128 KiB would keep Claude from starting.

@@ -147,8 +147,11 @@ pub struct Merge {
 pub struct ClaudeCommand {
     /// The program, looked up in the image's `PATH`, then in [`RUN_DIR`].
     pub program: String,
-    /// Its arguments. The agent adds those that make it read messages on stdin.
+    /// Its arguments. To one that listens the agent adds those that make it read messages on stdin.
     pub args: Vec<String>,
+    /// Whether it is Claude, told the prompt and what is said later; else its stdin is empty.
+    #[serde(default = "yes")]
+    pub listens: bool,
     /// What is added to its environment. Nothing secret.
     pub env: Vec<(String, String)>,
     /// The first message it is told.
@@ -158,6 +161,10 @@ pub struct ClaudeCommand {
     pub pass_claude_md: bool,
     /// What is appended to Claude's system prompt.
     pub system_prompt: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Limits in milliseconds, measured by the agent's monotonic clock.

@@ -61,8 +61,8 @@ pub struct Contradiction {
     pub files: Vec<String>,
 }
 
-/// The command that does `session`'s work, or goes on with it. Of the contradictions the first is begun in its work
-/// tree, where the session writes.
+/// The command that does `session`'s work, or goes on with it. Of the contradictions the first is
+/// begun in its work tree, where the session writes.
 #[must_use]
 pub fn command(
     session: &Session,
@@ -72,6 +72,7 @@ pub fn command(
     ClaudeCommand {
         program: "claude".to_owned(),
         args: arguments(session),
+        listens: true,
         env: environment(),
         prompt: match &session.steering.resume {
             Some(resume) => resume.text.clone(),
@@ -88,6 +89,7 @@ pub fn shell(command: &str) -> ClaudeCommand {
     ClaudeCommand {
         program: "sh".to_owned(),
         args: vec!["-c".to_owned(), command.to_owned()],
+        listens: false,
         env: Vec::new(),
         prompt: String::new(),
         pass_claude_md: false,

@@ -61,6 +61,7 @@ impl Sandbox {
             push_ref: Some(PUSH_REF.into()),
             claude: ClaudeCommand {
                 program: claude.display().to_string(),
+                listens: true,
                 args: vec!["-p".into()],
                 env: vec![("GREETING".into(), "hello".into())],
                 prompt: "Do it.".into(),

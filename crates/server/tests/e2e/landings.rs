@@ -12,7 +12,7 @@ use crate::world::{SESSION_LIMIT, World, eventually, lines_of, text};
 
 /// Red where one of two files is there.
 const CHECK: &str = "echo checking $(ls)\ntest ! -e bad-1.txt && test ! -e bad-2.txt\n";
-const GATE: &str = "sh check.sh";
+const GATE: &str = "cat && sh check.sh";
 
 async fn world() -> (World, Remote) {
     let mut world = World::with_fake_claude().await;
