@@ -12,6 +12,7 @@ pub mod ids;
 pub mod landing;
 pub mod observe;
 pub mod output;
+pub mod overlap;
 pub mod plan;
 pub mod project;
 pub mod sandbox;

@@ -192,6 +192,24 @@ fn tool_results(message: &Value, workspace: &str, lines: &mut Vec<String>) {
     }
 }
 
+/// The file that a line of Claude's stdout tells was written or edited, relative to `workspace`;
+/// none for all other lines, and for files outside of it.
+#[must_use]
+pub fn changed_file(line: &[u8], workspace: &str) -> Option<String> {
+    let line = std::str::from_utf8(line).ok()?;
+    // Most lines tell of something else: they are not parsed.
+    if !line.contains("\"filePath\"") {
+        return None;
+    }
+    let message: Value = serde_json::from_str(line).ok()?;
+    let result = &message["tool_use_result"];
+    let wrote = matches!(result["type"].as_str(), Some("create" | "update"))
+        || result.get("structuredPatch").is_some();
+    let path = result["filePath"].as_str().filter(|_| wrote)?;
+    let inside = path.strip_prefix(workspace)?.trim_start_matches('/');
+    (!inside.is_empty()).then(|| inside.to_owned())
+}
+
 fn finished(message: &Value) -> String {
     if message["is_error"] == true {
         let what = message["result"].as_str().filter(|text| !text.is_empty());
@@ -319,6 +337,25 @@ mod tests {
                 "total_cost_usd":0.0125,"result":"done"}"#,
             expect!["Finished after 3 turns, $0.0125"],
         );
+    }
+
+    #[test]
+    fn a_changed_file_is_told_by_its_tools_result() {
+        let told = |line: &str| changed_file(line.as_bytes(), "/workspace");
+        let written =
+            r#"{"type":"user","tool_use_result":{"type":"create","filePath":"/workspace/a/b.js"}}"#;
+        assert_eq!(told(written).as_deref(), Some("a/b.js"));
+        let edited =
+            r#"{"type":"user","tool_use_result":{"filePath":"/workspace/c","structuredPatch":[]}}"#;
+        assert_eq!(told(edited).as_deref(), Some("c"));
+        for other in [
+            r#"{"type":"user","tool_use_result":{"type":"text","filePath":"/workspace/read"}}"#,
+            r#"{"type":"user","tool_use_result":{"type":"create","filePath":"/tmp/x"}}"#,
+            r#"{"type":"assistant"}"#,
+            "\"filePath\"",
+        ] {
+            assert_eq!(told(other), None, "{other}");
+        }
     }
 
     #[test]
