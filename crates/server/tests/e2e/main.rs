@@ -21,5 +21,6 @@ mod runtime_away;
 mod sealed;
 mod seed_bodies;
 mod steering;
+mod use_cases;
 mod waiting;
 mod world;

@@ -72,6 +72,13 @@ impl World {
         .await
     }
 
+    /// The real CLI with the scripts that come with the scripted model, in the folder of that name.
+    pub async fn with_script_folder(name: &str) -> Self {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripted-model/scripts");
+        let scripts = Scripts::load(&scripts.join(name));
+        Self::new(scripts.expect("the scripts are valid"), None).await
+    }
+
     /// The misbehaving stand-in for the CLI.
     pub async fn with_fake_claude() -> Self {
         let script = ("fake-start", "match = ['fake start']");
