@@ -14,7 +14,9 @@ use baton_domain::{Attempt, Branch, Session, SessionEvent};
 use crate::clock::Clock;
 use crate::failpoint;
 use crate::launch::own_branch;
-use crate::repos::{Change, DependencyCommit, RepoError, Repos, Started, Unresolved, WorkResult};
+use crate::repos::{
+    Change, Codebase, DependencyCommit, RepoError, Started, Unresolved, WorkResult,
+};
 use crate::store::{Store, StoreError};
 use crate::transition::{TransitionError, apply};
 
@@ -22,7 +24,7 @@ use crate::transition::{TransitionError, apply};
 #[derive(Clone)]
 pub struct Concluder {
     store: Store,
-    repos: Repos,
+    repos: Arc<dyn Codebase>,
     clock: Arc<dyn Clock>,
 }
 
@@ -46,10 +48,10 @@ pub enum ConcludeError {
 impl Concluder {
     /// A concluder over these parts.
     #[must_use]
-    pub fn new(store: Store, repos: Repos, clock: Arc<dyn Clock>) -> Self {
+    pub fn new(store: Store, repos: impl Codebase + 'static, clock: Arc<dyn Clock>) -> Self {
         Self {
             store,
-            repos,
+            repos: Arc::new(repos),
             clock,
         }
     }

@@ -11,7 +11,7 @@ use baton_domain::{Attempt, Branch, Kind, Session, SessionId};
 use crate::claude::{self, Contradiction, Precursor};
 use crate::clock::Clock;
 use crate::config::{KindLimits, Waits};
-use crate::repos::{Base, BaseRequest, DependencyCommit, RepoError, Repos, result_ref};
+use crate::repos::{Base, BaseRequest, Codebase, DependencyCommit, RepoError, result_ref};
 use crate::store::{PAGE_SESSIONS_MAX, SessionQuery, Store, StoreError};
 
 /// Where sandboxes find their repository on the socket.
@@ -27,7 +27,7 @@ const AUTHOR: (&str, &str) = ("Claude", "claude@baton.invalid");
 #[derive(Clone)]
 pub struct Jobs {
     store: Store,
-    repos: Repos,
+    repos: Arc<dyn Codebase>,
     waits: Waits,
     limits: Arc<HashMap<Kind, KindLimits>>,
     clock: Arc<dyn Clock>,
@@ -49,14 +49,14 @@ impl Jobs {
     #[must_use]
     pub fn new(
         store: Store,
-        repos: Repos,
+        repos: impl Codebase + 'static,
         waits: Waits,
         limits: Arc<HashMap<Kind, KindLimits>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self {
             store,
-            repos,
+            repos: Arc::new(repos),
             waits,
             limits,
             clock,

@@ -14,6 +14,7 @@
 //! They keep everything reachable until [`Repos::remove_refs`].
 
 mod base;
+mod codebase;
 #[cfg(test)]
 mod credential_tests;
 mod error;
@@ -46,6 +47,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
 pub use base::{Base, BaseRequest, DependencyCommit};
+pub use codebase::Codebase;
 pub use error::RepoError;
 use git::{GitCall, GitCallError, GitOutput, NETWORK_TIME_MAX};
 pub use landing::Landed;
