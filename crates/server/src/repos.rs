@@ -18,6 +18,7 @@ mod codebase;
 #[cfg(test)]
 mod credential_tests;
 mod error;
+pub mod fake;
 #[cfg(test)]
 pub(crate) mod fixture;
 pub(crate) mod git;

@@ -51,7 +51,7 @@ struct Host {
     sandboxes: BTreeMap<SandboxId, Sandbox>,
     /// Each sandbox's volumes. They outlive it unless removed.
     volumes: BTreeMap<SandboxId, Pair>,
-    launched: Vec<SessionId>,
+    launches: Vec<(SessionId, Attempt)>,
     images_missing: HashSet<String>,
     foreign_names: HashSet<String>,
     faults: HashMap<Verb, VecDeque<Fault>>,
@@ -95,7 +95,7 @@ impl FakeRuntime {
                 away: false,
                 sandboxes: BTreeMap::new(),
                 volumes: BTreeMap::new(),
-                launched: Vec::new(),
+                launches: Vec::new(),
                 images_missing: HashSet::new(),
                 foreign_names: HashSet::new(),
                 faults: HashMap::new(),
@@ -113,7 +113,28 @@ impl FakeRuntime {
     /// started nothing.
     #[must_use]
     pub fn launched(&self) -> Vec<SessionId> {
-        self.host().launched.clone()
+        let launches = self.launches();
+        launches.into_iter().map(|(session, _)| session).collect()
+    }
+
+    /// The same with the attempts.
+    #[must_use]
+    pub fn launches(&self) -> Vec<(SessionId, Attempt)> {
+        self.host().launches.clone()
+    }
+
+    /// Every sandbox as it stands, whether the runtime answers or not, in the order of names.
+    #[must_use]
+    pub fn sandboxes(&self) -> Vec<Sandbox> {
+        self.host().sandboxes.values().cloned().collect()
+    }
+
+    /// Whose attempts there are volumes of, in the order of the sandboxes' names.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<(SessionId, Attempt)> {
+        let host = self.host();
+        let pairs = host.volumes.values();
+        pairs.map(|pair| (pair.session, pair.attempt)).collect()
     }
 
     /// The sessions whose sandboxes run, in no particular order.
@@ -141,10 +162,24 @@ impl FakeRuntime {
     #[track_caller]
     pub fn exits(&self, session: SessionId, code: i64, oom_killed: bool) {
         let mut host = self.host();
-        let finished_at = host.now;
-        let newest = host.newest(session);
+        let newest = host.newest(session).cloned();
         let Some(sandbox) = newest.filter(|sandbox| sandbox.state == SandboxState::Running) else {
             panic!("session {session} has no running sandbox that could exit");
+        };
+        self.end(&mut host, &sandbox.id, code, oom_killed);
+    }
+
+    /// One sandbox exits, of whatever attempt; nothing happens where it does not run.
+    pub fn sandbox_exits(&self, id: &SandboxId, code: i64, oom_killed: bool) {
+        let mut host = self.host();
+        self.end(&mut host, id, code, oom_killed);
+    }
+
+    fn end(&self, host: &mut Host, id: &SandboxId, code: i64, oom_killed: bool) {
+        let finished_at = host.now;
+        let sandbox = host.sandboxes.get_mut(id);
+        let Some(sandbox) = sandbox.filter(|sandbox| sandbox.state == SandboxState::Running) else {
+            return;
         };
         sandbox.state = SandboxState::Exited {
             code,
@@ -165,6 +200,17 @@ impl FakeRuntime {
             panic!("session {session} has no sandbox that could vanish");
         };
         self.delete(&mut host, &id);
+    }
+
+    /// Somebody removes one sandbox by hand; nothing happens where there is none.
+    pub fn sandbox_vanishes(&self, id: &SandboxId) {
+        let mut host = self.host();
+        self.delete(&mut host, id);
+    }
+
+    /// Faults that were planned and not met yet do not come any more.
+    pub fn has_no_more_faults(&self) {
+        self.host().faults.clear();
     }
 
     /// The runtime stops answering, and streams end. Sandboxes run on.
@@ -353,7 +399,7 @@ impl Runtime for FakeRuntime {
             let id = sandbox.id.clone();
             if sandbox.state == SandboxState::Prepared {
                 sandbox.state = SandboxState::Running;
-                host.launched.push(spec.session);
+                host.launches.push((spec.session, spec.attempt));
             }
             Ok(id)
         })

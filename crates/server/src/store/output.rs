@@ -16,6 +16,7 @@ use super::rows::{Range, Truncation};
 use super::segments::{self, Spot};
 use super::sqlite_reads::{Reads, StoredOutput, StoredSegment};
 use super::types::{LINE_BYTES_MAX, OutputLine, StoreError};
+use crate::failpoint;
 
 /// Of how many sessions it is remembered where their output ends; of others it is read again.
 const REMEMBERED_MAX: usize = 256;
@@ -97,6 +98,7 @@ impl Appender {
             })
             .await?
             .map_err(StoreError::io("write output"))?;
+            failpoint::reach("output_written");
         }
         let (answer, answered) = oneshot::channel();
         let append = Append {

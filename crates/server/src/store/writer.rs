@@ -15,6 +15,7 @@ use super::sqlite::{Database, is_locked};
 use super::sqlite_reads::Reads;
 use super::types::StoreError;
 use super::watchers::Watchers;
+use crate::failpoint;
 
 /// The most requests in one transaction.
 const BATCH_MAX: usize = 256;
@@ -80,7 +81,10 @@ impl Writer {
         let outcome = if batch.rows.is_empty() {
             Ok(())
         } else {
-            self.database.apply(batch.rows).await
+            failpoint::reach("store_committing");
+            let applied = self.database.apply(batch.rows).await;
+            failpoint::reach("store_committed");
+            applied
         };
         match outcome {
             Ok(()) => {

@@ -1,0 +1,631 @@
+//! One seed's story: graphs, what clients ask, what breaks, and how it all ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use baton::orchestrator::{NewSession, OrchestratorError};
+use baton::runtime::RuntimeError;
+use baton::runtime::fake::{Verb, unreachable};
+use baton::store::StoreError;
+use baton_domain::ending::Outcome;
+use baton_domain::session::Standing;
+use baton_domain::{OrchestrationId, Sandbox, SandboxState, SessionId, SessionState};
+
+use crate::agent::{Mood, step};
+use crate::checks::{Records, waiting};
+use crate::client::{Request, Wish};
+use crate::draw::Draw;
+use crate::graph::{self, Bounds, Graph};
+use crate::life::Life;
+use crate::world::World;
+
+/// Longer than the loop's tick, so that it lists the sandboxes in each look.
+const TICK_MS: i64 = 31_000;
+/// Longer than volumes are kept, and than the loop waits between two looks at them.
+const VOLUMES_MS: i64 = 2 * 60 * 60 * 1000;
+/// More looks than anything needs until nothing changes any more.
+const LOOKS_MAX: usize = 300;
+
+/// How often what happened.
+#[derive(Default, Clone)]
+pub struct Counts(BTreeMap<&'static str, u64>);
+
+impl Counts {
+    pub fn add(&mut self, what: &'static str, count: u64) {
+        *self.0.entry(what).or_default() += count;
+    }
+
+    pub fn join(&mut self, other: &Self) {
+        for (what, count) in &other.0 {
+            self.add(what, *count);
+        }
+    }
+
+    pub fn get(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (what, count)) in self.0.iter().enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            write!(f, "{comma}{count} {what}")?;
+        }
+        Ok(())
+    }
+}
+
+/// What was found to be wrong.
+pub type Wrong = Vec<String>;
+
+pub struct Story {
+    draw: Draw,
+    world: World,
+    life: Option<Life>,
+    counts: Counts,
+    requests: u64,
+    waiting: Option<Request>,
+    sessions: BTreeSet<SessionId>,
+    orchestrations: Vec<OrchestrationId>,
+    /// Sessions that somebody wants to run.
+    asked: BTreeSet<SessionId>,
+    cancelled: BTreeSet<SessionId>,
+    said: Vec<(SessionId, String)>,
+    runtime_is_away: bool,
+}
+
+/// Lets the story of `seed` happen.
+pub fn tell(seed: u64) -> Result<Counts, Wrong> {
+    let mut draw = Draw::new(seed);
+    let bounds = Bounds::drawn(&mut draw);
+    Story::new(seed, draw, bounds).happens()
+}
+
+impl Story {
+    fn new(seed: u64, draw: Draw, bounds: Bounds) -> Self {
+        Self {
+            world: World::new(seed, bounds),
+            draw,
+            life: None,
+            counts: Counts::default(),
+            requests: 0,
+            waiting: None,
+            sessions: BTreeSet::new(),
+            orchestrations: Vec::new(),
+            asked: BTreeSet::new(),
+            cancelled: BTreeSet::new(),
+            said: Vec::new(),
+            runtime_is_away: false,
+        }
+    }
+
+    fn happens(mut self) -> Result<Counts, Wrong> {
+        let now = baton::clock::Clock::now(self.world.clock.as_ref());
+        let graphs = Graph::some(&mut self.draw, now);
+        for graph in graphs {
+            if self.draw.chance(10) {
+                self.dies_later();
+            }
+            self.request(Wish::Graph(Box::new(graph)));
+            while self.waiting.is_some() {
+                self.asks();
+            }
+        }
+        for _ in 0..20 + 8 * self.sessions.len() {
+            self.goes_on();
+            self.nothing_is_wrong()?;
+        }
+        self.faults_end();
+        self.comes_to_its_end()?;
+        self.retry_frees()?;
+        self.comes_to_its_end()?;
+        self.nothing_is_left()?;
+        self.messages_arrived()?;
+        self.count();
+        Ok(self.counts)
+    }
+
+    // --- the server -------------------------------------------------------------------------------
+
+    fn life(&mut self) -> &mut Life {
+        if self.life.is_none() {
+            self.life = Some(Life::begin(&self.world));
+        }
+        self.life.as_mut().expect("it began")
+    }
+
+    /// Lets the server do something; none when it died over it.
+    fn run<T>(
+        &mut self,
+        deed: impl AsyncFnOnce(&World, &mut crate::life::Server, &mut Draw) -> T,
+    ) -> Option<T> {
+        self.life();
+        let Self {
+            life, world, draw, ..
+        } = self;
+        let life = life.as_mut().expect("it began");
+        let done = life.run(async |server| deed(world, server, draw).await);
+        if done.is_none() {
+            self.dies();
+        }
+        done
+    }
+
+    fn dies(&mut self) {
+        self.counts.add("crashes", 1);
+        self.life = None;
+    }
+
+    fn dies_later(&mut self) {
+        let points = self.draw.between(1, 40) as u64;
+        self.life().death.comes_after(points);
+    }
+
+    fn time_passes(&mut self, ms: i64) {
+        self.world.time_passes(ms);
+        self.run(async |_, _, _| {
+            tokio::time::advance(Duration::from_millis(ms as u64)).await;
+        });
+    }
+
+    // --- what happens -----------------------------------------------------------------------------
+
+    fn goes_on(&mut self) {
+        let ms = self.draw.between(1, 400) as i64;
+        self.time_passes(ms);
+        match self.draw.between(0, 100) {
+            0..40 => self.agents_act(Mood::Any),
+            40..62 => {
+                self.run(async |_, server, _| {
+                    server.reconciler.pass().await;
+                    server.settle().await;
+                });
+            }
+            62..68 => {
+                self.run(async |_, server, draw| {
+                    server.reconciler.pass().await;
+                    for _ in 0..draw.between(0, 6) {
+                        tokio::task::yield_now().await;
+                    }
+                });
+            }
+            68..76 => {
+                let long = [1_000, 10_000, TICK_MS, TICK_MS, 3 * TICK_MS, 3_600_000];
+                let ms = *self.draw.pick(&long).expect("one");
+                self.time_passes(ms);
+            }
+            76..88 => {
+                if self.waiting.is_none() {
+                    let wish = self.wish();
+                    self.request(wish);
+                }
+                self.asks();
+            }
+            88..94 => self.breaks(),
+            94..97 => self.dies_later(),
+            97..99 => {
+                if self.life.is_some() {
+                    self.dies();
+                }
+            }
+            _ => {
+                if let Some(life) = self.life.take() {
+                    self.counts.add("restarts", 1);
+                    life.ends();
+                }
+            }
+        }
+    }
+
+    fn running(&self) -> Vec<Sandbox> {
+        let sandboxes = self.world.runtime.sandboxes().into_iter();
+        sandboxes
+            .filter(|sandbox| sandbox.state == SandboxState::Running)
+            .collect()
+    }
+
+    fn agents_act(&mut self, mood: Mood) {
+        for sandbox in self.running() {
+            if mood == Mood::Finishing || self.draw.chance(60) {
+                self.run(async |world, server, draw| {
+                    step(world, server, &sandbox, draw, mood).await;
+                });
+            }
+        }
+    }
+
+    fn wish(&mut self) -> Wish {
+        let ids: Vec<SessionId> = self.sessions.iter().copied().collect();
+        let draw = &mut self.draw;
+        let id = *draw.pick(&ids).expect("a session");
+        self.requests += 1;
+        match draw.between(0, 20) {
+            0..4 => Wish::Cancel(id),
+            4 => match draw.pick(&self.orchestrations) {
+                Some(id) => Wish::CancelAll(*id),
+                None => Wish::Start(id),
+            },
+            5..9 => Wish::Retry(id),
+            9..14 => Wish::Message(id, format!("message {}", self.requests)),
+            14..17 => Wish::Start(id),
+            _ => {
+                let mut dependencies = Vec::new();
+                for _ in 0..draw.between(0, 3) {
+                    dependencies.extend(draw.pick(&ids));
+                }
+                Wish::Create(Box::new(NewSession {
+                    id: Some(SessionId(draw.uuid())),
+                    kind: graph::kind(draw),
+                    project: graph::project(draw),
+                    dependencies,
+                    auto_start: draw.chance(80),
+                    timeout_s: None,
+                    project_settings: false,
+                    orchestration_id: draw.pick(&self.orchestrations).copied(),
+                    priority: 0,
+                    max_cost_usd: None,
+                }))
+            }
+        }
+    }
+
+    fn request(&mut self, wish: Wish) {
+        self.requests += 1;
+        let key = format!("key {}", self.requests);
+        self.waiting = Some(Request { key, wish });
+    }
+
+    /// Asks what waits to be asked, sometimes while the loop looks.
+    fn asks(&mut self) {
+        let Some(request) = self.waiting.clone() else {
+            return;
+        };
+        if let Wish::Message(id, _) = &request.wish {
+            // Told to go on, it may be launched and be open again at any time from here.
+            self.world.witness.reopened(*id);
+        }
+        let at_once = self.draw.chance(40);
+        let asked = request.clone();
+        let answer = self.run(async |_, server, _| {
+            let orchestrator = server.orchestrator.clone();
+            let store = server.store.clone();
+            let asking = asked.ask(&orchestrator, &store);
+            if at_once {
+                tokio::join!(asking, server.reconciler.pass()).0
+            } else {
+                asking.await
+            }
+        });
+        let Some(answer) = answer else {
+            return;
+        };
+        self.waiting = None;
+        if let Err(OrchestratorError::Store(error @ StoreError::Unavailable { .. })) = &answer {
+            self.world
+                .witness
+                .objects(format!("storage failed: {error}"));
+        }
+        self.is_answered(request, answer.is_ok());
+    }
+
+    fn is_answered(&mut self, request: Request, is_accepted: bool) {
+        let named = match &request.wish {
+            Wish::Graph(_) => "graphs",
+            Wish::Create(_) => "sessions added",
+            Wish::Start(_) => "starts",
+            Wish::Cancel(_) | Wish::CancelAll(_) => "cancels",
+            Wish::Retry(_) => "retries",
+            Wish::Message(..) => "messages",
+        };
+        if !is_accepted {
+            return self.counts.add("refusals", 1);
+        }
+        self.counts.add(named, 1);
+        match request.wish {
+            Wish::Graph(graph) => {
+                self.orchestrations
+                    .extend(graph.orchestration.as_ref().map(|one| one.id));
+                for session in &graph.sessions {
+                    self.sessions.insert(session.id);
+                    if session.state == SessionState::Queued {
+                        self.asked.insert(session.id);
+                    }
+                }
+            }
+            Wish::Create(new) => {
+                let id = new.id.expect("it was named");
+                self.sessions.insert(id);
+                if new.auto_start {
+                    self.asked.insert(id);
+                }
+            }
+            Wish::Start(id) | Wish::Retry(id) => {
+                self.asked.insert(id);
+            }
+            Wish::Cancel(id) => {
+                self.cancelled.insert(id);
+            }
+            Wish::CancelAll(_) => {
+                // Whom it met is read from the records.
+            }
+            Wish::Message(id, text) => self.said.push((id, text)),
+        }
+    }
+
+    fn breaks(&mut self) {
+        let Self { draw, world, .. } = self;
+        let runtime = &world.runtime;
+        let verbs = [Verb::Prepare, Verb::Launch, Verb::Launch, Verb::Remove];
+        let verb = *draw.pick(&verbs).expect("one");
+        let ids: Vec<SessionId> = self.sessions.iter().copied().collect();
+        self.counts.add("faults", 1);
+        match draw.between(0, 12) {
+            0 if self.runtime_is_away => {
+                runtime.comes_back();
+                self.runtime_is_away = false;
+            }
+            0 => {
+                runtime.goes_away();
+                self.runtime_is_away = true;
+            }
+            1 => {
+                runtime.restarts();
+                self.runtime_is_away = false;
+            }
+            2 => runtime.fail_next(verb, unreachable()),
+            3 => runtime.lose_reply_of_next(verb, unreachable()),
+            4 => {
+                let looks = [Verb::List, Verb::Watch, Verb::CheckImage];
+                runtime.fail_next(*draw.pick(&looks).expect("one"), unreachable());
+            }
+            5 => runtime.fail_next(
+                Verb::Launch,
+                RuntimeError::Refused {
+                    step: "start",
+                    id: "x".into(),
+                    message: "no".into(),
+                },
+            ),
+            6 => runtime.fail_next(
+                Verb::Launch,
+                RuntimeError::ImageMissing {
+                    image: "image".into(),
+                },
+            ),
+            7 => world.code.remote_goes_away(),
+            8 => world.code.remote_comes_back(),
+            9 => {
+                world.code.contradicts(*draw.pick(&ids).expect("a session"));
+            }
+            10 => {
+                let sandboxes = runtime.sandboxes();
+                if let Some(sandbox) = draw.pick(&sandboxes) {
+                    runtime.sandbox_vanishes(&sandbox.id);
+                }
+            }
+            _ => {
+                let sandboxes = runtime.sandboxes();
+                if let Some(sandbox) = draw.pick(&sandboxes) {
+                    let code = [1, 137, 255][draw.between(0, 3)];
+                    runtime.sandbox_exits(&sandbox.id, code, draw.chance(50));
+                }
+            }
+        }
+    }
+
+    // --- the end ----------------------------------------------------------------------------------
+
+    fn faults_end(&mut self) {
+        self.world.runtime.comes_back();
+        self.world.runtime.has_no_more_faults();
+        self.world.code.remote_comes_back();
+        self.runtime_is_away = false;
+        self.life().death.comes_after(0);
+        while self.waiting.is_some() {
+            self.asks();
+        }
+    }
+
+    fn rests(&mut self) -> Result<(), Wrong> {
+        self.time_passes(TICK_MS);
+        let rests = self.run(async |_, server, _| server.comes_to_rest(LOOKS_MAX).await);
+        match rests {
+            Some(true) => Ok(()),
+            _ => self.is_wrong("it never comes to rest".into()),
+        }
+    }
+
+    /// Without faults everything ends.
+    fn comes_to_its_end(&mut self) -> Result<(), Wrong> {
+        let rounds_max = 40 + 10 * self.sessions.len();
+        let mut quiet = 0;
+        for _ in 0..rounds_max {
+            let before = (self.world.witness.deeds(), self.changes());
+            self.rests()?;
+            self.agents_act(Mood::Finishing);
+            self.nothing_is_wrong()?;
+            let is_quiet = before == (self.world.witness.deeds(), self.changes());
+            quiet = if is_quiet { quiet + 1 } else { 0 };
+            // Sessions that do not stop have their grace, and actions that fail their pauses.
+            if quiet == 4 {
+                return self.all_is_true();
+            }
+        }
+        self.is_wrong(format!("it does not end in {rounds_max} rounds"))
+    }
+
+    fn changes(&mut self) -> u64 {
+        let changes = self.run(async |_, server, _| server.store.changes());
+        changes.unwrap_or_default()
+    }
+
+    fn all_is_true(&mut self) -> Result<(), Wrong> {
+        let (ids, asked) = (self.sessions.clone(), self.asked.clone());
+        let wrong = self.run(async |world, server, _| {
+            let records = Records::read(server, &ids).await;
+            let mut wrong = records.wrong(world, server).await;
+            wrong.extend(waiting(&records, server, &asked));
+            wrong
+        });
+        self.unless(wrong.unwrap_or_default())
+    }
+
+    /// Whoever was blocked by one session alone waits again when that is retried.
+    fn retry_frees(&mut self) -> Result<(), Wrong> {
+        let ids = self.sessions.clone();
+        let lost = self.run(async |_, server, _| {
+            let records = Records::read(server, &ids).await;
+            let is_lost = |id: &SessionId| server.store.standing(*id) == Some(Standing::Lost);
+            let roots = records.all().filter(|session| {
+                matches!(session.state, SessionState::Finished { .. })
+                    && is_lost(&session.id)
+                    && !session.dependencies.iter().any(is_lost)
+            });
+            roots.map(|session| session.id).collect::<Vec<_>>()
+        });
+        let Some(root) = self.draw.pick(&lost.unwrap_or_default()).copied() else {
+            return Ok(());
+        };
+        self.request(Wish::Retry(root));
+        self.asks();
+        if !self.asked.contains(&root) {
+            return self.is_wrong(format!("session {root} cannot be retried"));
+        }
+        let wrong = self.run(async |_, server, _| {
+            let records = Records::read(server, &ids).await;
+            let is_lost = |id: &SessionId| server.store.standing(*id) == Some(Standing::Lost);
+            let blocked = records.all().filter(|session| {
+                matches!(session.state, SessionState::Blocked { .. })
+                    && !session.dependencies.iter().any(is_lost)
+            });
+            let wrong = blocked.map(|one| format!("session {} is not freed", one.id));
+            wrong.collect::<Vec<_>>()
+        });
+        self.unless(wrong.unwrap_or_default())
+    }
+
+    /// No sandbox, directory or volume is left without a reason.
+    fn nothing_is_left(&mut self) -> Result<(), Wrong> {
+        self.time_passes(VOLUMES_MS);
+        self.rests()?;
+        let ids = self.sessions.clone();
+        let prepared_max = self.world.bounds.prepared_max;
+        let wrong = self.run(async |world, server, _| {
+            let records = Records::read(server, &ids).await;
+            let mut wrong = Vec::new();
+            let sandboxes = world.runtime.sandboxes();
+            for sandbox in &sandboxes {
+                let state = &records.session(sandbox.session).state;
+                let is_ready = sandbox.state == SandboxState::Prepared && !state.is_over();
+                if !is_ready {
+                    wrong.push(format!("a sandbox is left of a {} session", state.name()));
+                }
+            }
+            if sandboxes.len() > prepared_max {
+                wrong.push(format!("{} sandboxes stand ready", sandboxes.len()));
+            }
+            let owners: BTreeSet<_> = sandboxes
+                .iter()
+                .map(|sandbox| (sandbox.session, sandbox.attempt))
+                .collect();
+            let volumes: BTreeSet<_> = world.runtime.volumes().into_iter().collect();
+            let directories = server.gateway.run_dirs().expect("directories");
+            let directories: BTreeSet<_> = directories.into_iter().collect();
+            for (what, left) in [("volumes", volumes), ("directories", directories)] {
+                let left: Vec<_> = left.difference(&owners).collect();
+                if !left.is_empty() {
+                    wrong.push(format!("{what} are left of {left:?}"));
+                }
+            }
+            wrong
+        });
+        self.unless(wrong.unwrap_or_default())
+    }
+
+    /// What was said to a session reached its Claude, waits for a person to retry it, or the
+    /// session was cancelled.
+    fn messages_arrived(&mut self) -> Result<(), Wrong> {
+        let ids = self.sessions.clone();
+        let records = self.run(async |_, server, _| Records::read(server, &ids).await);
+        let records = records.expect("no server dies any more");
+        let mut wrong = Vec::new();
+        for (id, text) in &self.said {
+            let session = records.session(*id);
+            let is_in = |words: &str| words.split("\n\n").any(|one| one == text);
+            let agents = self.world.agents();
+            let mut agents = agents.iter().filter(|((of, _), _)| of == id);
+            let arrived = agents.any(|(_, agent)| agent.said.iter().any(|words| is_in(words)));
+            let steering = &session.steering;
+            let waits = steering.messages.iter().any(|one| one.text == *text)
+                || steering.resume.as_ref().is_some_and(|one| is_in(&one.text));
+            let was_cancelled = records.was_cancelled(*id);
+            if !arrived && !waits && !was_cancelled {
+                let state = session.state.name();
+                wrong.push(format!("{text:?} to {state} session {id} is lost"));
+            }
+        }
+        self.unless(wrong)
+    }
+
+    fn count(&mut self) {
+        let ids = self.sessions.clone();
+        let records = self.run(async |_, server, _| Records::read(server, &ids).await);
+        let records = records.expect("no server dies any more");
+        self.counts.add("sessions", ids.len() as u64);
+        for session in records.all() {
+            self.counts.add("attempts", u64::from(session.attempt.0));
+            let outcome = match &session.state {
+                SessionState::Finished { outcome, .. } => match outcome {
+                    Outcome::Completed => "completed",
+                    Outcome::Failed { .. } => "failed",
+                    Outcome::Cancelled => "cancelled",
+                },
+                SessionState::Blocked { .. } => "blocked",
+                _ => "not asked for",
+            };
+            self.counts.add(outcome, 1);
+        }
+        self.counts
+            .add("launches", self.world.runtime.launches().len() as u64);
+    }
+
+    fn nothing_is_wrong(&mut self) -> Result<(), Wrong> {
+        self.unless(self.world.witness.wrong())
+    }
+
+    fn is_wrong(&mut self, what: String) -> Result<(), Wrong> {
+        let ids = self.sessions.clone();
+        let states = self.run(async |_, server, _| {
+            let mut states = Vec::new();
+            for id in &ids {
+                let session = server.store.session(*id).await.expect("a session");
+                let of = &session.dependencies;
+                states.push(format!(
+                    "{id} #{} {:?} <- {of:?}",
+                    session.attempt, session.state
+                ));
+            }
+            states
+        });
+        let mut wrong = self.world.witness.wrong();
+        wrong.push(what);
+        wrong.extend(states.unwrap_or_default());
+        wrong.extend(
+            self.world
+                .runtime
+                .sandboxes()
+                .iter()
+                .map(|of| format!("{of:?}")),
+        );
+        Err(wrong)
+    }
+
+    fn unless(&self, wrong: Wrong) -> Result<(), Wrong> {
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(wrong),
+        }
+    }
+}
