@@ -9,7 +9,7 @@ use crate::ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 use crate::output::{Artifact, SessionResult};
 use crate::project::{Kind, Project};
 use crate::steering::{MESSAGES_WAITING_MAX, Pause, Resume, Steering};
-use crate::waiting::launch_after;
+use crate::waiting::{RESUME_TEXT, launch_after};
 
 /// A session as it is kept.
 #[derive(Debug, Clone, PartialEq)]
@@ -318,7 +318,13 @@ impl Session {
                 }
             }
             E::RetryRequested => {
-                steering.resume = None;
+                // What it was to go on with and never heard: the new attempt hears it.
+                if let Some(untold) = steering.resume.take()
+                    && self.state.started_at().is_none()
+                    && untold.text != RESUME_TEXT
+                {
+                    steering.add_first(&untold.text);
+                }
                 steering.grant(self.spent_usd());
             }
             E::LaunchDecided(attempt) => next.attempt = *attempt,
@@ -858,6 +864,26 @@ mod tests {
             assert_eq!(blocked.after(&event, at(2)), Ok(before));
         }
     }
+    #[test]
+    fn what_an_attempt_never_heard_is_told_to_the_retry() {
+        let now = at(6);
+        let resume = SessionEvent::Resumed(Resume {
+            from: Attempt::FIRST,
+            text: "mind the tests".into(),
+        });
+        let failed = SessionEvent::LaunchFailed(
+            Attempt(2),
+            Outcome::failed(FailureCode::LaunchFailed, "no room"),
+        );
+        let mut session = finished(Outcome::Completed);
+        for event in [resume, failed, SessionEvent::RetryRequested] {
+            session = session.after(&event, now).expect("possible");
+        }
+        let waiting: Vec<_> = session.steering.messages.iter().collect();
+        assert_eq!(session.steering.resume, None);
+        assert_eq!(waiting[0].text, "mind the tests");
+    }
+
 
     #[test]
     fn a_message_that_came_too_late_is_told_by_going_on() {

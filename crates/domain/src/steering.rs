@@ -90,6 +90,15 @@ impl Steering {
     }
 
     /// All that waits to be told, as one text, no longer waiting.
+    /// Adds a message before those that wait; numbers go on growing, and all of them get new ones.
+    pub(crate) fn add_first(&mut self, text: &str) {
+        let later = std::mem::take(&mut self.messages);
+        self.add_message(text);
+        for message in later {
+            self.add_message(&message.text);
+        }
+    }
+
     pub(crate) fn take_messages(&mut self) -> String {
         let texts: Vec<String> = self
             .messages
