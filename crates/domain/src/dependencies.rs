@@ -177,41 +177,59 @@ pub fn lost<'a>(
     found
 }
 
-/// The sessions of `blocked` that may complete again once `retried` may, in an order in which each
-/// comes after those it depends on. One with another lost dependency stays blocked.
-pub fn freed<'a>(
-    retried: SessionId,
-    blocked: impl IntoIterator<Item = (SessionId, &'a [SessionId])>,
+/// What is not true any more of sessions that are blocked.
+///
+/// `blocked` holds them with the dependency each names and all its dependencies. The answer has
+/// those that no lost dependency is in the way of any more, each after those it depends on, with
+/// none; and then those that name one which is not lost any more, with the first that is.
+pub fn reviewed<'a>(
+    blocked: impl IntoIterator<Item = (SessionId, SessionId, &'a [SessionId])>,
     standing: impl Fn(SessionId) -> Option<Standing>,
-) -> Vec<SessionId> {
+) -> Vec<(SessionId, Option<SessionId>)> {
+    let is_lost =
+        |id: SessionId| !matches!(standing(id), Some(Standing::Open | Standing::Completed));
     let mut dependents: HashMap<SessionId, Vec<SessionId>> = HashMap::new();
     let mut lost_left: HashMap<SessionId, usize> = HashMap::new();
-    for (id, dependencies) in blocked {
-        let lost: HashSet<SessionId> = dependencies
+    let mut in_the_way = Vec::new();
+    let mut spread = VecDeque::new();
+    for (id, named, dependencies) in blocked {
+        let mut seen = HashSet::new();
+        let lost: Vec<SessionId> = dependencies
             .iter()
             .copied()
-            .filter(|of| !matches!(standing(*of), Some(Standing::Open | Standing::Completed)))
+            .filter(|of| is_lost(*of) && seen.insert(*of))
             .collect();
-        lost_left.insert(id, lost.len());
-        for dependency in lost {
-            dependents.entry(dependency).or_default().push(id);
+        if lost.is_empty() {
+            spread.push_back(id);
         }
+        lost_left.insert(id, lost.len());
+        for dependency in &lost {
+            dependents.entry(*dependency).or_default().push(id);
+        }
+        in_the_way.push((id, named, lost));
     }
-    let mut free = Vec::new();
-    let mut spread = VecDeque::from([retried]);
-    while let Some(open) = spread.pop_front() {
-        for dependent in dependents.remove(&open).unwrap_or_default() {
-            let Some(left) = lost_left.get_mut(&dependent) else {
-                continue;
-            };
-            *left -= 1;
-            if *left == 0 {
-                free.push(dependent);
-                spread.push_back(dependent);
+    let mut found = Vec::new();
+    let mut is_free = HashSet::new();
+    while let Some(free) = spread.pop_front() {
+        found.push((free, None));
+        is_free.insert(free);
+        for dependent in dependents.remove(&free).unwrap_or_default() {
+            if let Some(left) = lost_left.get_mut(&dependent) {
+                *left -= 1;
+                if *left == 0 {
+                    spread.push_back(dependent);
+                }
             }
         }
     }
-    free
+    for (id, named, lost) in in_the_way {
+        let still = |of: &SessionId| !is_free.contains(of);
+        if is_free.contains(&id) || (lost.contains(&named) && still(&named)) {
+            continue;
+        }
+        found.push((id, lost.into_iter().find(still)));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -317,29 +335,41 @@ mod tests {
         check_lost("a<-L b<-a,L", expect!["a by L, b by L"]);
     }
 
+    /// What follows for `blocked`, each of which names the first of its list, when R is retried.
     #[track_caller]
-    fn check_freed(blocked: &str, expected: &str) {
+    fn check_reviewed(blocked: &str, expected: Expect) {
         let blocked = graph(blocked);
         let is_blocked: HashSet<SessionId> = blocked.iter().map(|(id, _)| *id).collect();
         let standing = |id: SessionId| match name(id) {
-            'L' | 'R' => Some(Standing::Lost),
+            'R' => Some(Standing::Open),
+            'L' => Some(Standing::Lost),
             _ if is_blocked.contains(&id) => Some(Standing::Lost),
             _ => Some(Standing::Completed),
         };
-        let entries = blocked.iter().map(|(id, list)| (*id, list.as_slice()));
-        let retried = graph("R")[0].0;
-        let free: String = freed(retried, entries, standing)
-            .into_iter()
-            .map(name)
-            .collect();
-        assert_eq!(free, expected);
+        let entries = blocked
+            .iter()
+            .map(|(id, list)| (*id, list[0], list.as_slice()));
+        let found = reviewed(entries, standing).into_iter();
+        let found = found.map(|(id, by)| match by {
+            None => format!("{} is free", name(id)),
+            Some(by) => format!("{} by {}", name(id), name(by)),
+        });
+        expected.assert_eq(&found.collect::<Vec<_>>().join(", "));
     }
 
     #[test]
     fn what_only_the_retried_one_blocked_waits_again() {
-        check_freed("a<-R b<-a,C c<-b,L d<-c e<-L f<-b,a", "abf");
-        check_freed("b<-a a<-R,R", "ab");
-        check_freed("a<-L", "");
+        check_reviewed(
+            "a<-R b<-a,C c<-b,L d<-c e<-L f<-b,a",
+            expect!["a is free, b is free, f is free, c by L"],
+        );
+        check_reviewed("b<-a a<-R,R", expect!["a is free, b is free"]);
+        check_reviewed("a<-L b<-L,R", expect![""]);
+    }
+
+    #[test]
+    fn what_is_still_blocked_names_what_is_in_its_way() {
+        check_reviewed("a<-R,L b<-a c<-R,b", expect!["a by L, c by b"]);
     }
 
     fn chain() -> Vec<(SessionId, Vec<SessionId>)> {

@@ -398,6 +398,10 @@ impl SessionState {
             (Self::Blocked { .. }, E::RetryRequested) => Ok(Self::Queued),
             (
                 Self::Finished {
+            (Self::Blocked { asked, .. }, E::DependencyLost(dependency)) => Ok(Self::Blocked {
+                dependency: *dependency,
+                asked: *asked,
+            }),
                     outcome: Outcome::Failed { .. } | Outcome::Cancelled,
                     ..
                 },

@@ -5,6 +5,7 @@
 
 pub mod agent_binary;
 pub mod api;
+pub mod blocked;
 pub mod claude;
 pub mod cli;
 pub mod clock;

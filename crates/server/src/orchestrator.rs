@@ -26,6 +26,7 @@ pub use types::{
     Planner, RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
 };
 
+use crate::blocked;
 use crate::failpoint;
 use crate::store::{
     Idempotency, NewSessions, PAGE_SESSIONS_MAX, SessionPage, SessionQuery, StoreError,
@@ -68,12 +69,18 @@ impl Orchestrator {
             return Err(StoreError::SessionNotFound(id).into());
         };
         let details = self.details(Arc::new(session.clone()));
+        let is_blocked = matches!(session.state, SessionState::Blocked { .. });
         let new = NewSessions {
             orchestration: None,
             sessions,
             idempotency: once.as_ref().map(|once| idempotency(once, &details)),
         };
-        Ok(match self.store_new(new).await? {
+        let before = self.store_new(new).await?;
+        if is_blocked {
+            // What is in its way may have been retried while it was made.
+            blocked::review(&self.parts.store, self.parts.clock.as_ref()).await?;
+        }
+        Ok(match before {
             None => Accepted::Now(details),
             Some(response) => Accepted::Before(response),
         })

@@ -36,6 +36,7 @@ pub use health::RuntimeHealth;
 use self::actions::{ActionDone, Actions};
 use self::backoff::{Backoff, Deed};
 use self::landings::Landings;
+use crate::blocked;
 use crate::clock::Clock;
 use crate::conclude::Concluder;
 use crate::config::KindLimits;
@@ -119,6 +120,8 @@ pub struct Reconciler {
     host_rebooted: bool,
     watching_since: Timestamp,
     listed_at: Option<Instant>,
+    /// Whether sessions may be blocked by what is not lost any more.
+    blocked_unseen: bool,
     volumes_looked_at: Option<Instant>,
     runtime_tries: u32,
     kinds_max: Vec<(Kind, usize)>,
@@ -145,6 +148,7 @@ impl Reconciler {
             sightings: None,
             interrupted_at: None,
             listed_at: None,
+            blocked_unseen: true,
             volumes_looked_at: None,
             runtime_tries: 0,
             durations: Durations::default(),
@@ -467,7 +471,19 @@ impl Reconciler {
             });
             futures::future::join_all(recorded).await;
         }
-        any_news || any_blocked
+        let any_freed = (any_blocked || self.blocked_unseen) && self.review_blocked().await;
+        any_news || any_blocked || any_freed
+    }
+
+    /// What is in the way of a session may be retried while that it is blocked is recorded, also by
+    /// a server that died before it looked again.
+    async fn review_blocked(&mut self) -> bool {
+        let reviewed = blocked::review(&self.parts.store, self.parts.clock.as_ref()).await;
+        self.blocked_unseen = reviewed.is_err();
+        reviewed.unwrap_or_else(|error| {
+            tracing::warn!(%error, "what blocks sessions was not looked at again");
+            false
+        })
     }
 
     // --- execute ----------------------------------------------------------------------------------

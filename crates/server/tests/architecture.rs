@@ -46,9 +46,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "transition",
         ],
     ),
+    ("blocked", &["clock", "store"]),
     (
         "orchestrator",
-        &["clock", "failpoint", "store", "transition"],
+        &["blocked", "clock", "failpoint", "store", "transition"],
     ),
     (
         "landing",
@@ -64,6 +65,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "reconcile",
         &[
+            "blocked",
             "clock",
             "conclude",
             "config",

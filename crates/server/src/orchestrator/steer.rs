@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use baton_domain::dependencies::freed;
 use baton_domain::session::Standing;
 use baton_domain::steering::Resume;
-use baton_domain::{Session, SessionEvent, SessionId, SessionState, Status};
+use baton_domain::{Session, SessionEvent, SessionId, SessionState};
 
 use super::{
     Accepted, NewMessage, Once, Orchestrator, OrchestratorError, SessionDetails, idempotency,
 };
+use crate::blocked;
 use crate::failpoint;
-use crate::store::{PAGE_SESSIONS_MAX, SessionQuery, StoreError, Transition, Written};
+use crate::store::{StoreError, Transition, Written};
 
 /// How often a change of several sessions is decided anew when another writer was faster.
 const DECISIONS_MAX: usize = 16;
@@ -110,7 +110,7 @@ impl Orchestrator {
             let at = self.parts.clock.now();
             let waits_again = session.state.standing() == Standing::Lost;
             let mut changes = match waits_again {
-                true => self.waiting_again(id, at).await?,
+                true => blocked::changes(store, Some(id), at).await?,
                 false => Vec::new(),
             };
             let details = self.details(Arc::new(next.clone()));
@@ -129,6 +129,10 @@ impl Orchestrator {
                 Ok(Written::Before { response }) => return Ok(Accepted::Before(response)),
                 Ok(Written::Now(_)) => {
                     failpoint::reach("steered");
+                    if waits_again {
+                        // Those that were blocked by it while this was decided.
+                        blocked::review(store, self.parts.clock.as_ref()).await?;
+                    }
                     self.parts.wake.notify_one();
                     return Ok(Accepted::Now(self.details(store.session(id).await?)));
                 }
@@ -136,44 +140,5 @@ impl Orchestrator {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// The changes of those that `retried` alone blocked.
-    async fn waiting_again(
-        &self,
-        retried: SessionId,
-        at: jiff::Timestamp,
-    ) -> Result<Vec<Transition>, OrchestratorError> {
-        let mut query = SessionQuery {
-            statuses: vec![Status::Blocked],
-            limit: PAGE_SESSIONS_MAX,
-            ..SessionQuery::default()
-        };
-        let mut blocked: Vec<Arc<Session>> = Vec::new();
-        loop {
-            let page = self.parts.store.page(&query).await?;
-            blocked.extend(page.sessions);
-            if page.next_cursor.is_none() {
-                break;
-            }
-            query.cursor = page.next_cursor;
-        }
-        let entries = blocked
-            .iter()
-            .map(|one| (one.id, one.dependencies.as_slice()));
-        let free = freed(retried, entries, |of| self.parts.store.standing(of));
-        let event = SessionEvent::DependencyRetried;
-        let by_id: std::collections::HashMap<SessionId, &Arc<Session>> =
-            blocked.iter().map(|one| (one.id, one)).collect();
-        let changes = free.iter().filter_map(|id| {
-            let next = by_id.get(id)?.after(&event, at).ok()?;
-            Some(Transition {
-                event: event.clone(),
-                next,
-                at,
-                told: None,
-            })
-        });
-        Ok(changes.collect())
     }
 }
