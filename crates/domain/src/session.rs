@@ -327,6 +327,13 @@ impl Session {
                 }
                 steering.grant(self.spent_usd());
             }
+            // An older attempt's, of which the retry knows already.
+            E::LaunchFailed(of, _) if self.state == SessionState::Queued && *of != self.attempt => {
+                return Err(InvalidTransition {
+                    from: self.state.name(),
+                    event: event.name(),
+                });
+            }
             E::LaunchDecided(attempt) => next.attempt = *attempt,
             E::LaunchLost(_) => {
                 steering.launches_lost += 1;
@@ -391,6 +398,10 @@ impl SessionState {
                 dependency: *dependency,
                 asked: matches!(self, Self::Queued),
             }),
+            (Self::Blocked { asked, .. }, E::DependencyLost(dependency)) => Ok(Self::Blocked {
+                dependency: *dependency,
+                asked: *asked,
+            }),
             (Self::Blocked { asked, .. }, E::DependencyRetried) => Ok(match asked {
                 true => Self::Queued,
                 false => Self::Created,
@@ -398,10 +409,6 @@ impl SessionState {
             (Self::Blocked { .. }, E::RetryRequested) => Ok(Self::Queued),
             (
                 Self::Finished {
-            (Self::Blocked { asked, .. }, E::DependencyLost(dependency)) => Ok(Self::Blocked {
-                dependency: *dependency,
-                asked: *asked,
-            }),
                     outcome: Outcome::Failed { .. } | Outcome::Cancelled,
                     ..
                 },
@@ -858,16 +865,19 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_session_waits_again_as_it_waited_before() {
-        for (before, event) in [
-            (SessionState::Created, SessionEvent::DependencyRetried),
-            (SessionState::Queued, SessionEvent::DependencyRetried),
-        ] {
-            let lost = SessionEvent::DependencyLost(crate::testing::session_id("z"));
-            let blocked = before.after(&lost, at(1)).expect("may be lost");
-            assert_eq!(blocked.after(&event, at(2)), Ok(before));
-        }
+    fn a_launch_that_failed_says_nothing_about_the_retry() {
+        let failed = |of| {
+            let outcome = Outcome::failed(FailureCode::CloneFailed, "the remote is away");
+            SessionEvent::LaunchFailed(Attempt(of), outcome)
+        };
+        let mut session = finished(Outcome::failed(FailureCode::Stalled, "silent"));
+        session = session
+            .after(&SessionEvent::RetryRequested, at(6))
+            .expect("may be retried");
+        assert!(session.after(&failed(1), at(7)).is_err());
+        assert!(session.after(&failed(2), at(7)).is_ok());
     }
+
     #[test]
     fn what_an_attempt_never_heard_is_told_to_the_retry() {
         let now = at(6);
@@ -888,6 +898,17 @@ mod tests {
         assert_eq!(waiting[0].text, "mind the tests");
     }
 
+    #[test]
+    fn a_blocked_session_waits_again_as_it_waited_before() {
+        for (before, event) in [
+            (SessionState::Created, SessionEvent::DependencyRetried),
+            (SessionState::Queued, SessionEvent::DependencyRetried),
+        ] {
+            let lost = SessionEvent::DependencyLost(crate::testing::session_id("z"));
+            let blocked = before.after(&lost, at(1)).expect("may be lost");
+            assert_eq!(blocked.after(&event, at(2)), Ok(before));
+        }
+    }
 
     #[test]
     fn a_message_that_came_too_late_is_told_by_going_on() {
