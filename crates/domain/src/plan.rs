@@ -562,6 +562,49 @@ mod tests {
         );
     }
 
+    /// How often a plan for so many sessions asks how one stands, and how many dependencies they have.
+    fn questions(
+        count: usize,
+        depends: impl Fn(usize) -> std::ops::Range<usize>,
+    ) -> (usize, usize) {
+        let id = |at: usize| SessionId(uuid::Uuid::from_u128(at as u128));
+        let sessions = (0..count).map(|at| {
+            let mut one = session("a:queued");
+            one.id = id(at);
+            one.dependencies = depends(at).map(id).collect();
+            Arc::new(one)
+        });
+        let sessions: Vec<_> = sessions.collect();
+        let edges = sessions.iter().map(|one| one.dependencies.len()).sum();
+        let snapshot = Snapshot {
+            sessions,
+            ..snapshot("", "")
+        };
+        let asked = std::cell::Cell::new(0);
+        let standing = |_| {
+            asked.set(asked.get() + 1);
+            Some(Standing::Open)
+        };
+        plan(&snapshot, standing, &limits());
+        (asked.get(), edges)
+    }
+
+    #[test]
+    fn planning_ten_thousand_asks_about_each_dependency_once() {
+        const MANY: usize = 10_000;
+        let shapes: [&dyn Fn(usize) -> std::ops::Range<usize>; 3] =
+            [&|at| at.saturating_sub(1)..at, &|at| 0..at.min(1), &|at| {
+                0..if at + 1 == MANY { at } else { 0 }
+            }];
+        for depends in shapes {
+            let (asked, edges) = questions(MANY, depends);
+            assert!(
+                asked <= edges,
+                "{asked} questions about {edges} dependencies"
+            );
+        }
+    }
+
     proptest! {
         #[test]
         fn never_more_than_the_slots_and_never_before_its_dependencies(
