@@ -99,10 +99,6 @@ impl Agent {
         self.course.is_some()
     }
 
-    pub fn has_reported(&self) -> bool {
-        self.has_reported
-    }
-
     /// Whether nothing of what it told was forgotten with a volume.
     pub fn keeps_its_spool(&self) -> bool {
         !self.has_forgotten
@@ -126,7 +122,7 @@ impl Agent {
         spool.any(|frame| matches!(frame, Frame::ClaudeStarted))
     }
 
-    fn has_ended(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         matches!(self.spool.last(), Some(Frame::Ended(_)))
     }
 
@@ -201,10 +197,12 @@ async fn get_job(
     run: Run,
     draw: &mut Draw,
 ) -> bool {
-    if session.attempt != run.1 {
-        return false;
-    }
-    let Ok(gate) = server.gateway.open(session) else {
+    // Its socket is there, also when the session has gone on without it.
+    let asker = Session {
+        attempt: run.1,
+        ..session.clone()
+    };
+    let Ok(gate) = server.gateway.open(&asker) else {
         return false;
     };
     let job = tokio::select! {

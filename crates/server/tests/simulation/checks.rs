@@ -40,6 +40,30 @@ impl Records {
         self.sessions.values().map(|record| &record.session)
     }
 
+    /// Those that a person has to start or to let go on, and those that wait for them.
+    fn waiting_for_somebody(&self) -> BTreeSet<SessionId> {
+        let mut found = BTreeSet::new();
+        loop {
+            let more = self.all().filter(|session| match session.state {
+                SessionState::Created | SessionState::Paused { .. } => true,
+                SessionState::Queued => session.dependencies.iter().any(|of| found.contains(of)),
+                _ => false,
+            });
+            let more: BTreeSet<SessionId> = more.map(|session| session.id).collect();
+            if more == found {
+                return found;
+            }
+            found = more;
+        }
+    }
+
+    /// What happened to a session, in short.
+    pub fn course(&self, id: SessionId) -> String {
+        let changes = self.sessions[&id].changes();
+        let words = changes.map(|(event, state, _)| format!("{} → {state}", event.name()));
+        words.collect::<Vec<_>>().join(", ")
+    }
+
     /// Whether anybody ever had it stopped.
     pub fn was_cancelled(&self, id: SessionId) -> bool {
         let mut changes = self.sessions[&id].changes();
@@ -217,6 +241,7 @@ impl Record {
 /// whoever is blocked is blocked by what it names.
 pub fn waiting(records: &Records, server: &Server, asked: &BTreeSet<SessionId>) -> Vec<String> {
     let mut wrong = Vec::new();
+    let for_somebody = records.waiting_for_somebody();
     for session in records.all() {
         let lost = |id: &SessionId| server.store.standing(*id) == Some(Standing::Lost);
         let id = session.id;
@@ -239,6 +264,7 @@ pub fn waiting(records: &Records, server: &Server, asked: &BTreeSet<SessionId>) 
                     wrong.push(format!("session {id} names {dependency}, which is {named}"));
                 }
             }
+            SessionState::Queued if for_somebody.contains(&id) => {}
             state => wrong.push(format!("session {id} waits for ever, {}", state.name())),
         }
     }

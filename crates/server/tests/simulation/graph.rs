@@ -74,6 +74,23 @@ impl Graph {
         graphs
     }
 
+    /// One, two that wait for it, and one that waits for both.
+    pub fn diamond(draw: &mut Draw, now: Timestamp) -> Self {
+        let mut sessions: Vec<Session> = Vec::new();
+        for waits_for in [0..0, 0..1, 0..1, 1..3] {
+            let dependencies = sessions[waits_for].iter().map(|one| one.id).collect();
+            let session = session(draw, now, dependencies);
+            sessions.push(Session {
+                state: SessionState::Queued,
+                ..session
+            });
+        }
+        Self {
+            orchestration: None,
+            sessions,
+        }
+    }
+
     fn drawn(draw: &mut Draw, now: Timestamp, size: usize, known: &[SessionId]) -> Self {
         let orchestration = draw.chance(60).then(|| Orchestration {
             id: OrchestrationId(draw.uuid()),

@@ -197,6 +197,7 @@ impl Server {
             wake: Arc::clone(&wake),
             admission: Arc::clone(&health) as _,
             slots_max: world.bounds.slots_max,
+            meter: Arc::new(|_, _| None),
         });
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),

@@ -9,6 +9,7 @@ mod checks;
 mod client;
 mod draw;
 mod graph;
+mod large;
 mod life;
 mod story;
 mod world;
@@ -22,8 +23,10 @@ use story::Counts;
 
 /// How many graphs every run of the tests simulates.
 const GRAPHS: u64 = 200;
+/// How many graphs of four sessions see the server die at each of their points.
+const DIAMONDS: u64 = 8;
 /// Failing seeds that are told of.
-const FAILURES_SHOWN: usize = 5;
+const FAILURES_SHOWN: usize = 20;
 
 #[test]
 fn whatever_happens_every_session_ends_in_one_outcome() {
@@ -35,6 +38,25 @@ fn whatever_happens_every_session_ends_in_one_outcome() {
         subscriber.with_writer(std::io::stderr).init();
     }
     simulate(first, count);
+}
+
+#[test]
+fn the_server_may_die_at_every_point_of_a_graph() {
+    let mut points = 0;
+    for seed in 0..DIAMONDS {
+        for point in 1.. {
+            let told = story::tell_of_one_death(seed, point);
+            let counts = told.unwrap_or_else(|wrong| {
+                panic!("seed {seed}, point {point}:\n  {}", wrong.join("\n  "))
+            });
+            if counts.get("crashes") == 0 {
+                break;
+            }
+            points += 1;
+        }
+    }
+    println!("the server died at each of {points} points");
+    assert!(points > 200, "only {points} points were reached");
 }
 
 fn simulate(first: u64, count: u64) {

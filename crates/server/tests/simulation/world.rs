@@ -170,7 +170,7 @@ impl Witness {
         let may_start = session.is_some_and(|one| one.state.live_attempt() == Some(run.1));
         sandbox.state == SandboxState::Running
             && match agent {
-                Some(agent) if agent.has_reported() => false,
+                Some(agent) if agent.has_ended() => false,
                 Some(agent) if agent.has_job() => true,
                 _ => may_start,
             }
@@ -189,7 +189,7 @@ impl Witness {
         let occupied: Vec<_> = sandboxes
             .iter()
             .filter(|sandbox| self.is_occupied(store, sandbox))
-            .filter_map(|sandbox| store.cached_session(sandbox.session))
+            .filter_map(|sandbox| Some((sandbox, store.cached_session(sandbox.session)?)))
             .collect();
         let Some(session) = store.cached_session(run.0) else {
             return self.objects(format!("session {} was launched when it was over", run.0));
@@ -198,9 +198,15 @@ impl Witness {
             self.objects(format!("an older attempt was launched: {run:?}"));
         }
         let count = |most: usize, what: &str, of: &dyn Fn(&baton_domain::Session) -> bool| {
-            let running = occupied.iter().filter(|one| of(one)).count();
-            if running > most {
-                self.objects(format!("{running} run at once, {most} may: {what}"));
+            let running = occupied.iter().filter(|(_, one)| of(one));
+            let running: Vec<_> = running
+                .map(|(sandbox, one)| format!("{} in a {} session's", sandbox.id, one.state.name()))
+                .collect();
+            if running.len() > most {
+                let count = running.len();
+                self.objects(format!(
+                    "{count} run at once, {most} may: {what}: {running:?}"
+                ));
             }
         };
         count(bounds.slots_max, "in all", &|_| true);
