@@ -3,17 +3,22 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use baton::clock::Clock as _;
 use baton::launch::JobError;
 use baton::store::{OutputLine, StoreError};
 use baton::transition::{TransitionError, apply, apply_told};
 use baton_agent::protocol::{Job, Stream};
 use baton_domain::ending::{ClaudeResult, Cut, Ending, Exit, SetupFailure, Usage};
-use baton_domain::{Sandbox, Session, SessionEvent, SessionState};
+use baton_domain::{Attempt, Sandbox, Session, SessionEvent, SessionState};
 use bytes::Bytes;
+use jiff::SignedDuration;
 
 use crate::draw::Draw;
 use crate::life::{Server, move_clock_for};
 use crate::world::{Run, World};
+
+/// Of so many first attempts one has an agent that never connects.
+const MUTE_ONE_OF: u128 = 25;
 
 /// One agent: what is in its spool, and what Claude is going to do.
 #[derive(Default)]
@@ -160,6 +165,14 @@ pub async fn step(world: &World, server: &Server, sandbox: &Sandbox, draw: &mut 
     let Ok(session) = server.store.session(run.0).await else {
         return;
     };
+    if is_mute(run) {
+        // One that is to stop is killed for it; others are given up by somebody in the end.
+        let is_stopping = matches!(session.state, SessionState::Stopping { .. });
+        if mood == Mood::Finishing && !is_stopping {
+            world.runtime.sandbox_exits(&sandbox.id, 1, false);
+        }
+        return;
+    }
     let is_stopping =
         matches!(session.state, SessionState::Stopping { attempt, .. } if attempt == run.1);
     let is_deaf = mood == Mood::Any && draw.chance(50);
@@ -183,6 +196,11 @@ pub async fn step(world: &World, server: &Server, sandbox: &Sandbox, draw: &mut 
     tell_claude(world, server, run, draw, mood).await;
     tell_server(world, server, run, frames).await;
     leave(world, sandbox, run, draw, mood);
+}
+
+/// Whether it never connects.
+fn is_mute((session, attempt): Run) -> bool {
+    attempt == Attempt::FIRST && session.0.as_u128().is_multiple_of(MUTE_ONE_OF)
 }
 
 fn agent(agents: &mut BTreeMap<Run, Agent>, run: Run) -> &mut Agent {
@@ -244,7 +262,7 @@ async fn look_at_base(world: &World, server: &Server, session: &Session, job: &J
         };
         let result = dependency.report.as_ref().and_then(|of| of.result.as_ref());
         let left = result.map(|result| world.code.works(&result.commit));
-        let is_final = dependency.attempt == baton_domain::Attempt::FIRST;
+        let is_final = dependency.attempt == Attempt::FIRST;
         if is_final && left.is_some_and(|left| !left.is_subset(&there)) {
             world.witness.objects(format!(
                 "session {} starts without the work of {id}",
@@ -295,6 +313,9 @@ impl Course {
             let merges = draw.chance(85);
             let pushed = session.kind.writes() && draw.chance(80);
             let mut ending = ending(which);
+            if let Some(result) = &mut ending.result {
+                result.usage.cost_usd = draw.between(0, 3) as f64;
+            }
             ending.pushed = pushed.then(|| world.code.pushes(run.0, run.1, merges));
             course.frames.push_back(Frame::Ended(Box::new(ending)));
         }
@@ -344,6 +365,12 @@ async fn tell_claude(world: &World, server: &Server, run: Run, draw: &mut Draw, 
     let Ok(session) = server.store.session(run.0).await else {
         return;
     };
+    if mood == Mood::Any && draw.chance(3) {
+        let until = world.clock.now() + SignedDuration::from_secs(draw.between(5, 60) as i64);
+        let event = SessionEvent::LimitHit(run.1, until);
+        // Refused of one that does not run.
+        let _ = apply(&server.store, world.clock.as_ref(), run.0, &event, None).await;
+    }
     let listens =
         matches!(session.state, SessionState::Running { attempt, .. } if attempt == run.1);
     let messages = &session.steering.messages;
@@ -375,7 +402,7 @@ async fn tell_server(world: &World, server: &Server, run: Run, frames: usize) {
         let told = match frame {
             Frame::Output(bytes) => {
                 let line = OutputLine {
-                    at: baton::clock::Clock::now(world.clock.as_ref()),
+                    at: world.clock.now(),
                     stream: Stream::Stdout,
                     bytes,
                     cut_bytes: 0,

@@ -25,7 +25,7 @@ fn sessions(shape: Shape) -> Vec<Session> {
     for at in 0..SESSIONS {
         let ids = sessions.iter().map(|one| one.id);
         let dependencies: Vec<SessionId> = match shape {
-            Shape::Chain => ids.last().into_iter().collect(),
+            Shape::Chain => ids.rev().take(1).collect(),
             Shape::FanOut => ids.take(1).collect(),
             Shape::FanIn if at + 1 == SESSIONS => ids.collect(),
             Shape::FanIn => Vec::new(),

@@ -67,6 +67,8 @@ pub struct Story {
     counts: Counts,
     requests: u64,
     waiting: Option<Request>,
+    /// Whether a server died before it answered that.
+    in_doubt: bool,
     sessions: BTreeSet<SessionId>,
     orchestrations: Vec<OrchestrationId>,
     /// Sessions that somebody wants to run.
@@ -126,6 +128,7 @@ impl Story {
             counts: Counts::default(),
             requests: 0,
             waiting: None,
+            in_doubt: false,
             sessions: BTreeSet::new(),
             orchestrations: Vec::new(),
             asked: BTreeSet::new(),
@@ -151,7 +154,7 @@ impl Story {
             self.goes_on();
             self.nothing_is_wrong()?;
         }
-        self.faults_end();
+        self.faults_end()?;
         self.comes_to_its_end()?;
         self.retry_frees()?;
         self.comes_to_its_end()?;
@@ -294,6 +297,7 @@ impl Story {
                     id: Some(SessionId(draw.uuid())),
                     dependencies,
                     auto_start: draw.chance(80),
+                    max_cost_usd: draw.chance(20).then_some(1.5),
                     orchestration_id: draw.pick(&self.orchestrations).copied(),
                     ..NewSession::new(kind, project)
                 }))
@@ -329,9 +333,15 @@ impl Story {
             }
         });
         let Some(answer) = answer else {
+            self.in_doubt = true;
             return;
         };
+        if self.in_doubt && matches!(answer, Err(OrchestratorError::Refused(_))) {
+            // It may have been done: it is asked again until somebody knows.
+            return;
+        }
         self.waiting = None;
+        self.in_doubt = false;
         if let Err(OrchestratorError::Store(error @ StoreError::Unavailable { .. })) = &answer {
             self.world
                 .witness
@@ -447,15 +457,17 @@ impl Story {
 
     // --- the end ----------------------------------------------------------------------------------
 
-    fn faults_end(&mut self) {
+    fn faults_end(&mut self) -> Result<(), Wrong> {
         self.world.runtime.comes_back();
         self.world.runtime.has_no_more_faults();
         self.world.code.remote_comes_back();
         self.runtime_is_away = false;
         self.life().death.comes_after(0);
         while self.waiting.is_some() {
+            self.rests()?;
             self.asks();
         }
+        Ok(())
     }
 
     fn rests(&mut self) -> Result<(), Wrong> {
@@ -547,15 +559,18 @@ impl Story {
             let records = Records::read(server, &ids).await;
             let mut wrong = Vec::new();
             let sandboxes = world.runtime.sandboxes();
+            let mut ready = 0;
             for sandbox in &sandboxes {
                 let state = &records.session(sandbox.session).state;
                 let is_ready = sandbox.state == SandboxState::Prepared && !state.is_over();
-                if !is_ready {
+                ready += usize::from(is_ready);
+                // A paused session keeps its last one until it goes on.
+                if !is_ready && !matches!(state, SessionState::Paused { .. }) {
                     wrong.push(format!("a sandbox is left of a {} session", state.name()));
                 }
             }
-            if sandboxes.len() > prepared_max {
-                wrong.push(format!("{} sandboxes stand ready", sandboxes.len()));
+            if ready > prepared_max {
+                wrong.push(format!("{ready} sandboxes stand ready"));
             }
             let owners: BTreeSet<_> = sandboxes
                 .iter()
@@ -589,7 +604,7 @@ impl Story {
             let mut agents = agents.iter().filter(|((of, _), _)| of == id);
             let arrived = agents.any(|(_, agent)| agent.said.iter().any(|words| is_in(words)));
             let steering = &session.steering;
-            let waits = steering.messages.iter().any(|one| one.text == *text)
+            let waits = steering.messages.iter().any(|one| is_in(&one.text))
                 || steering.resume.as_ref().is_some_and(|one| is_in(&one.text));
             let was_cancelled = records.was_cancelled(*id);
             if !arrived && !waits && !was_cancelled {
