@@ -314,7 +314,8 @@ impl Gate {
     }
 
     /// Notes that the agent has the job, or is about to; false where it must not have it.
-    fn hand_out(&self) -> bool {
+    #[must_use]
+    pub fn hand_out(&self) -> bool {
         let mut handout = self.handout();
         if *handout != Handout::Withheld {
             *handout = Handout::Given;

@@ -209,6 +209,10 @@ async fn send_job<Io: AsyncWrite>(
             Ok(true)
         }
         Err(JobError::Hopeless(outcome)) => {
+            // The session fails for it: a remote that comes back later must not start Claude.
+            if !gate.withhold() {
+                return Ok(false);
+            }
             let event = SessionEvent::LaunchFailed(gate.attempt, outcome);
             gate.apply(&event, None).await?;
             Ok(false)

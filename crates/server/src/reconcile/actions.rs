@@ -133,6 +133,8 @@ impl Actions {
         };
         match job {
             Ok(_) => true,
+            // The link has asked too, a moment later: what was hopeless then was none any more.
+            Err(JobError::Hopeless(_)) if !gate.withhold() => true,
             Err(JobError::Hopeless(outcome)) => {
                 let event = SessionEvent::LaunchFailed(session.attempt, outcome);
                 self.record_or_log(session.id, &event).await;
