@@ -184,8 +184,7 @@ pub async fn step(world: &World, server: &Server, sandbox: &Sandbox, draw: &mut 
             ..Ending::default()
         };
         agent(&mut world.agents(), run).ends(ending);
-    } else if !world.agents()[&run].has_job() && !get_job(world, server, &session, run, draw).await
-    {
+    } else if !get_job(world, server, &session, run, draw).await {
         return;
     }
     let frames = match mood {
@@ -207,7 +206,7 @@ fn agent(agents: &mut BTreeMap<Run, Agent>, run: Run) -> &mut Agent {
     agents.entry(run).or_default()
 }
 
-/// Whether it has one now.
+/// Whether it has one now. One that has it says so to each new server.
 async fn get_job(
     world: &World,
     server: &Server,
@@ -223,12 +222,16 @@ async fn get_job(
     let Ok(gate) = server.gateway.open(&asker) else {
         return false;
     };
+    if world.agents()[&run].has_job() {
+        return gate.hand_out();
+    }
     let job = tokio::select! {
         biased;
         job = gate.job() => job,
         () = move_clock_for(&world.code) => return false,
     };
     match job {
+        Ok(_) if !gate.hand_out() => false,
         Ok(job) => {
             look_at_base(world, server, session, &job).await;
             let course = Course::drawn(world, session, run, draw);
@@ -240,6 +243,9 @@ async fn get_job(
             true
         }
         Err(JobError::Hopeless(outcome)) => {
+            if !gate.withhold() {
+                return false;
+            }
             let event = SessionEvent::LaunchFailed(run.1, outcome);
             let clock = world.clock.as_ref();
             // Refused when somebody was first.

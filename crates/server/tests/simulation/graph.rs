@@ -92,11 +92,10 @@ impl Graph {
     }
 
     fn drawn(draw: &mut Draw, now: Timestamp, size: usize, known: &[SessionId]) -> Self {
-        let orchestration = draw.chance(60).then(|| Orchestration {
-            id: OrchestrationId(draw.uuid()),
-            repository: repository().parse().expect("a repository"),
-            requirements: "all of it".into(),
-            created_at: now,
+        let orchestration = draw.chance(60).then(|| {
+            let id = OrchestrationId(draw.uuid());
+            let repository = repository().parse().expect("a repository");
+            Orchestration::new(id, repository, "all of it".into(), now)
         });
         let parallel_max = draw.chance(50).then(|| draw.between(1, 4) as u32);
         let starts = draw.chance(85);

@@ -11,6 +11,7 @@ use baton::config::Waits;
 use baton::failpoint;
 use baton::gateway::model::{ModelGateway, ModelSettings};
 use baton::gateway::{Gateway, GatewayParts};
+use baton::landing::Lander;
 use baton::launch::Jobs;
 use baton::orchestrator::{Orchestrator, OrchestratorParts};
 use baton::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
@@ -175,18 +176,26 @@ impl Server {
             base_url: "http://127.0.0.1:9".into(),
             credential: None,
         };
+        // For the git that sandboxes would call, and for landings as a whole: nobody does here.
+        let repos = Repos::new(RepoSettings {
+            root: data.join("repos"),
+            base_url: "file:///nonexistent".into(),
+            token: None,
+        });
         let gateway = Gateway::new(GatewayParts {
             run_root: data.join("run"),
             agent: world.dir.path().join("agent"),
             claude: None,
             store: store.clone(),
-            repos: Repos::new(RepoSettings {
-                root: data.join("repos"),
-                base_url: "file:///nonexistent".into(),
-                token: None,
-            }),
+            repos: repos.clone(),
             model: ModelGateway::new(model).expect("a model gateway"),
-            jobs: Jobs::new(store.clone(), mortal.clone(), waits, Arc::clone(&limits)),
+            jobs: Jobs::new(
+                store.clone(),
+                mortal.clone(),
+                waits,
+                Arc::clone(&limits),
+                Arc::clone(&clock),
+            ),
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
         });
@@ -204,6 +213,12 @@ impl Server {
             runtime: Arc::new(mortal.clone()) as Arc<dyn Runtime>,
             gateway: gateway.clone(),
             concluder: Concluder::new(store.clone(), mortal, Arc::clone(&clock)),
+            lander: Lander::new(
+                store.clone(),
+                repos,
+                Arc::clone(&clock),
+                Arc::clone(&world.ids) as _,
+            ),
             clock,
             wake,
             health,

@@ -576,7 +576,11 @@ impl Story {
                 .iter()
                 .map(|sandbox| (sandbox.session, sandbox.attempt))
                 .collect();
-            let volumes: BTreeSet<_> = world.runtime.volumes().into_iter().collect();
+            // A session that is not over may go on with what an earlier attempt left.
+            let volumes = world.runtime.volumes().into_iter();
+            let volumes: BTreeSet<_> = volumes
+                .filter(|(session, _)| records.session(*session).state.is_over())
+                .collect();
             let directories = server.gateway.run_dirs().expect("directories");
             let directories: BTreeSet<_> = directories.into_iter().collect();
             for (what, left) in [("volumes", volumes), ("directories", directories)] {

@@ -1,6 +1,6 @@
 //! What outlives a server: sandboxes with the agents in them, code, the time, the disk.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -302,8 +302,12 @@ impl Runtime for Mortal {
         .await
     }
 
-    async fn remove_kept_volumes(&self, before: Timestamp) -> Result<usize, RuntimeError> {
-        let removed = self.runtime.remove_kept_volumes(before).await;
+    async fn remove_kept_volumes(
+        &self,
+        before: Timestamp,
+        needed: &HashSet<SessionId>,
+    ) -> Result<usize, RuntimeError> {
+        let removed = self.runtime.remove_kept_volumes(before, needed).await;
         self.witness.sees_volumes(&self.runtime);
         removed
     }
@@ -318,6 +322,19 @@ impl Codebase for Mortal {
     async fn prepare_base(&self, request: BaseRequest<'_>) -> Result<Base, RepoError> {
         self.does("deciding_base", self.code.prepare_base(request))
             .await
+    }
+
+    async fn base_at(&self, request: BaseRequest<'_>, commit: &str) -> Result<Base, RepoError> {
+        self.code.base_at(request, commit).await
+    }
+
+    async fn resumed_base(
+        &self,
+        request: BaseRequest<'_>,
+        earlier: Attempt,
+    ) -> Result<Base, RepoError> {
+        let base = self.code.resumed_base(request, earlier);
+        self.does("deciding_base", base).await
     }
 
     async fn base_of(
@@ -338,16 +355,18 @@ impl Codebase for Mortal {
         self.code.unjoined_of(repository, session, attempt)
     }
 
-    async fn result_of(
+    async fn result_since(
         &self,
         repository: &Repository,
         session: SessionId,
         attempt: Attempt,
         base: &str,
+        first: &str,
     ) -> Result<WorkResult, RepoError> {
-        self.code
-            .result_of(repository, session, attempt, base)
-            .await
+        let result = self
+            .code
+            .result_since(repository, session, attempt, base, first);
+        result.await
     }
 
     async fn unresolved(
