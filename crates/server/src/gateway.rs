@@ -8,13 +8,14 @@ pub mod git;
 pub mod lines;
 pub mod link;
 pub mod model;
+mod overlaps;
 mod spending;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +27,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use baton_agent::protocol::{AGENT_NAME, AGENT_PATH, CLAUDE_NAME, Job, SOCKET_NAME, UPGRADE};
 use baton_domain::ending::Usage;
+use baton_domain::overlap::Touched;
 use baton_domain::waiting::UsageLimit;
-use baton_domain::{Attempt, Session, SessionId};
+use baton_domain::{Attempt, Repository, Session, SessionId};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
@@ -78,6 +80,7 @@ pub struct GatewayParts {
 pub struct Gateway {
     parts: Arc<GatewayParts>,
     gates: Arc<Mutex<Gates>>,
+    touched: Arc<Mutex<Touched>>,
 }
 
 type Gates = HashMap<(SessionId, Attempt), Arc<Gate>>;
@@ -102,6 +105,11 @@ pub struct Gate {
     /// Whether it was told that its budget runs low.
     warned: AtomicBool,
     handout: Mutex<Handout>,
+    repository: Repository,
+    /// Shared by all gates.
+    touched: Arc<Mutex<Touched>>,
+    /// How many events told of overlaps.
+    overlaps_told: AtomicU32,
 }
 
 /// What is known of the handing out of a job. An agent that has it may have started Claude.
@@ -124,6 +132,7 @@ impl Gateway {
         Self {
             parts: Arc::new(parts),
             gates: Arc::default(),
+            touched: Arc::default(),
         }
     }
 
@@ -193,8 +202,12 @@ impl Gateway {
         }
         let dir = self.prepare(session.id, session.attempt)?;
         let listener = bind(&dir)?;
-        let gate = Arc::new(Gate::new(session, Arc::clone(&self.parts), handout));
+        let gate = Arc::new(Gate::new(session, self, handout));
         tokio::spawn(accept(listener, Arc::clone(&gate)));
+        if handout == Handout::Unknown {
+            let adopted = Arc::clone(&gate);
+            tokio::spawn(async move { adopted.remember_changes().await });
+        }
         gates.insert(key, Arc::clone(&gate));
         Ok(gate)
     }
@@ -245,6 +258,9 @@ impl Gateway {
         if let Some(gate) = gates.remove(&(session, attempt)) {
             gate.closed.cancel();
         }
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.forget(session);
+        drop(touched);
         match std::fs::remove_dir_all(self.run_dir(session, attempt)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -258,7 +274,8 @@ impl Gateway {
 }
 
 impl Gate {
-    fn new(session: &Session, parts: Arc<GatewayParts>, handout: Handout) -> Self {
+    fn new(session: &Session, gateway: &Gateway, handout: Handout) -> Self {
+        let parts = Arc::clone(&gateway.parts);
         let export = GitExport::new(
             parts.repos.mirror_path(&session.project.repository),
             base_ref(session.id, session.attempt),
@@ -282,6 +299,9 @@ impl Gate {
             metered: Mutex::default(),
             warned: AtomicBool::new(false),
             handout: Mutex::new(handout),
+            repository: session.project.repository.clone(),
+            touched: Arc::clone(&gateway.touched),
+            overlaps_told: AtomicU32::new(0),
         }
     }
 

@@ -185,8 +185,14 @@ impl Orchestrator {
             ..SessionQuery::default()
         };
         let (sessions, _) = self.list_sessions(&query).await?;
+        let running: Vec<SessionId> = sessions
+            .iter()
+            .filter(|of| of.session.state.live_attempt().is_some())
+            .map(|of| of.session.id)
+            .collect();
         Ok(OrchestrationDetails {
             orchestration,
+            overlaps: (self.parts.overlaps)(&running),
             sessions,
         })
     }

@@ -128,6 +128,10 @@ impl Server {
             wake,
             admission: health,
             slots_max: config.max_running,
+            overlaps: {
+                let gateway = gateway.clone();
+                Arc::new(move |ids| gateway.overlaps(ids))
+            },
             meter: Arc::new(move |session, attempt| gateway.metered(session, attempt)),
         });
         let router = http::router(HttpParts {

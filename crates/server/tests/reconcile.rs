@@ -114,6 +114,7 @@ impl App {
             admission: Arc::new(Open),
             slots_max,
             meter: Arc::new(|_, _| None),
+            overlaps: Arc::new(|_| Vec::new()),
         });
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),

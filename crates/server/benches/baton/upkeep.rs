@@ -111,6 +111,7 @@ impl Upkeep {
             admission: Arc::new(AlwaysOpen),
             slots_max: SLOTS_MAX,
             meter: Arc::new(|_, _| None),
+            overlaps: Arc::new(|_| Vec::new()),
         });
         Ok(Self {
             store,

@@ -342,8 +342,32 @@ pub struct OrchestrationView<'a> {
     /// Where its results are landed as a whole, how that stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub landing: Option<LandingView<'a>>,
+    /// How it stands, in a sentence or two.
+    pub summary: String,
+    /// When the first of its sessions began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub started_at: Option<Millis>,
+    /// Tokens and cost of all its sessions so far.
+    #[schema(value_type = Object)]
+    pub usage: Usage,
+    /// Files that several of its running sessions have changed: they will have to be merged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overlaps: Vec<OverlapView<'a>>,
     /// Its sessions in order of creation, runs of its gate included.
     pub sessions: Vec<SessionView<'a>>,
+}
+
+/// A file that several running sessions have changed.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Overlap)]
+pub struct OverlapView<'a> {
+    /// Relative to the repository.
+    pub path: &'a str,
+    /// In the order in which they first changed it.
+    #[schema(value_type = Vec<uuid::Uuid>)]
+    pub session_ids: &'a [SessionId],
 }
 
 impl<'a> OrchestrationView<'a> {
@@ -351,6 +375,13 @@ impl<'a> OrchestrationView<'a> {
     #[must_use]
     pub fn new(details: &'a OrchestrationDetails) -> Self {
         let orchestration = &details.orchestration;
+        let sessions = details.sessions.iter().map(|of| &of.session);
+        let started_at = sessions.clone().filter_map(|of| of.state.started_at());
+        let used = sessions.filter_map(|of| of.report.as_ref()?.usage.as_ref());
+        let overlaps = details.overlaps.iter().map(|overlap| OverlapView {
+            path: &overlap.path,
+            session_ids: &overlap.sessions,
+        });
         Self {
             id: orchestration.id,
             status: orchestration_status(details),
@@ -358,9 +389,29 @@ impl<'a> OrchestrationView<'a> {
             requirements: &orchestration.requirements,
             created_at: Millis(orchestration.created_at),
             landing: LandingView::new(orchestration),
+            summary: standing(details),
+            started_at: started_at.min().map(Millis),
+            usage: used.fold(Usage::default(), |total, usage| total.and(*usage)),
+            overlaps: overlaps.collect(),
             sessions: details.sessions.iter().map(SessionView::new).collect(),
         }
     }
+}
+
+/// What was made of the requirements, and how many of its sessions stand where.
+fn standing(details: &OrchestrationDetails) -> String {
+    let sessions = details.sessions.iter();
+    let own = sessions.filter(|of| of.session.command.is_none());
+    let counts = Status::ALL.iter().filter_map(|status| {
+        let count = own.clone().filter(|of| of.status == *status).count();
+        (count > 0).then(|| format!("{count} {}", status.name()))
+    });
+    let counts: Vec<String> = counts.collect();
+    let all = own.count();
+    let plural = if all == 1 { "" } else { "s" };
+    let how = &details.orchestration.summary;
+    let space = if how.is_empty() { "" } else { " " };
+    format!("{how}{space}{all} session{plural}: {}.", counts.join(", "))
 }
 
 /// Runs of the gate count by what came of the landing only.

@@ -342,7 +342,11 @@ async fn append(gate: &Gate, position: u64, batch: &[OutputLine]) -> Result<(), 
                 tracing::warn!(session = %gate.session, %error, "output waits to be stored");
                 tokio::time::sleep(STORE_PAUSE).await;
             }
-            appended => return Ok(appended?),
+            Ok(()) => {
+                gate.look_for_overlaps(batch).await;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -6,6 +6,7 @@ pub use baton_domain::decompose::DependencyMode;
 use baton_domain::decompose::{Planning, ProposedGraph};
 use baton_domain::dependencies::DependencyError;
 use baton_domain::ending::Usage;
+use baton_domain::overlap::Overlap;
 use baton_domain::{
     Attempt, ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status,
 };
@@ -90,7 +91,12 @@ pub struct OrchestratorParts {
     pub slots_max: usize,
     /// Estimates what running attempts have used.
     pub meter: Meter,
+    /// Tells which files several of these running sessions have changed.
+    pub overlaps: Overlaps,
 }
+
+/// See [`OrchestratorParts::overlaps`].
+pub type Overlaps = Arc<dyn Fn(&[SessionId]) -> Vec<Overlap> + Send + Sync>;
 
 /// A session to be made.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -242,6 +248,8 @@ pub struct OrchestrationDetails {
     pub orchestration: Orchestration,
     /// In order of creation, 1,000 at most.
     pub sessions: Vec<SessionDetails>,
+    /// What several of them have changed that run at the same time.
+    pub overlaps: Vec<Overlap>,
 }
 
 /// What an `orchestrate` made.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{World, text};
+use crate::world::{SESSION_LIMIT, World, eventually, text};
 
 const SCRIPT: &str = r#"
 match = ["Orchestrate building a full-stack application with authentication"]
@@ -114,4 +114,71 @@ async fn orchestration_starts_by_itself_and_is_cancelled_as_a_whole() {
     let fields = json!({ "orchestrationId": orchestration });
     world.api.call("orchestration.cancel", fields).await;
     assert_eq!(world.over(&id).await["status"], "cancelled");
+}
+
+const STORE: &str = r#"
+match = ["Write the store"]
+[[turn]]
+[[turn.tool]]
+name = "Write"
+[turn.tool.input]
+file_path = "{{cwd}}/shared/app.js"
+content = "store();\n"
+[[turn]]
+text = "Written."
+hold = "both"
+"#;
+const PAGE: &str = r#"
+match = ["Write the page"]
+[[turn]]
+[[turn.tool]]
+name = "Write"
+[turn.tool.input]
+file_path = "{{cwd}}/shared/app.js"
+content = "page();\n"
+[[turn]]
+text = "Written."
+hold = "both"
+"#;
+
+#[tokio::test]
+async fn sessions_that_change_the_same_file_are_told_of_each_other() {
+    let mut world = World::with_scripts([("10-store", STORE), ("20-page", PAGE)]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    world.start_server().await;
+    let body = json!({
+        "type": "orchestrate",
+        "project": { "repository": "owner/repo", "requirements": "Both" },
+        "plan": { "sessions": [
+            { "key": "store", "requirements": "Write the store" },
+            { "key": "page", "requirements": "Write the page" },
+        ] },
+    });
+    let answer = world.api.webhook(&body).await.ok();
+    let data = &answer["results"][0]["data"];
+    let fields = json!({ "orchestrationId": data["orchestrationId"] });
+    let mut got = json!(null);
+    let seen = eventually(SESSION_LIMIT, async || {
+        let answer = world.api.call("orchestration.get", fields.clone()).await;
+        got = answer["data"]["orchestration"].clone();
+        got["overlaps"].is_array()
+    })
+    .await;
+    assert!(seen, "no overlap was told: {got:#}");
+    assert_eq!(got["overlaps"][0]["path"], "shared/app.js");
+    let [store, page] = [0, 1].map(|at| text(&data["sessions"][at]["id"]));
+    for (id, other) in [(&store, &page), (&page, &store)] {
+        let told = eventually(SESSION_LIMIT, async || {
+            let events = world.events(id).await;
+            events
+                .iter()
+                .any(|event| event["type"] == "note" && event.to_string().contains(other.as_str()))
+        });
+        assert!(told.await, "{id} was not told of {other}");
+    }
+    let summary = text(&got["summary"]);
+    assert!(summary.contains("2 sessions: 2 running."), "{summary}");
+    world.model.release("both");
 }

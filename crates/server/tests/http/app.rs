@@ -117,6 +117,7 @@ impl App {
             admission: Arc::clone(&admission) as Arc<dyn Admission>,
             slots_max: 2,
             meter: Arc::new(|_, _| Some(METERED)),
+            overlaps: Arc::new(|_| Vec::new()),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");

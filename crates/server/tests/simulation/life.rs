@@ -207,6 +207,7 @@ impl Server {
             admission: Arc::clone(&health) as _,
             slots_max: world.bounds.slots_max,
             meter: Arc::new(|_, _| None),
+            overlaps: Arc::new(|_| Vec::new()),
         });
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),
