@@ -409,9 +409,9 @@ fn standing(details: &OrchestrationDetails) -> String {
     let counts: Vec<String> = counts.collect();
     let all = own.count();
     let plural = if all == 1 { "" } else { "s" };
-    let how = &details.orchestration.summary;
-    let space = if how.is_empty() { "" } else { " " };
-    format!("{how}{space}{all} session{plural}: {}.", counts.join(", "))
+    let how = details.orchestration.summary.trim_end_matches('.');
+    let stop = if how.is_empty() { "" } else { ". " };
+    format!("{how}{stop}{all} session{plural}: {}.", counts.join(", "))
 }
 
 /// Runs of the gate count by what came of the landing only.

@@ -495,7 +495,13 @@ async fn an_orchestration_is_got_and_cancelled() {
                   "type": "coordination"
                 }
               ],
-              "status": "cancelled"
+              "status": "cancelled",
+              "summary": "Started 1 Claude session for o/r. 1 session: 1 cancelled.",
+              "usage": {
+                "costUsd": 0.0,
+                "inputTokens": 0,
+                "outputTokens": 0
+              }
             }
           },
           "success": true
