@@ -1,0 +1,268 @@
+use super::*;
+use crate::ending::{Cut, Ending, FailureCode, Loss};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).expect("a second within range")
+}
+
+fn starting() -> SessionState {
+    SessionState::Starting {
+        attempt: Attempt::FIRST,
+        since: at(1),
+    }
+}
+
+fn running() -> SessionState {
+    SessionState::Running {
+        attempt: Attempt::FIRST,
+        since: at(2),
+    }
+}
+
+#[test]
+fn asking_twice_for_a_start_changes_nothing() {
+    let queued = SessionState::Queued;
+    assert_eq!(
+        queued.after(&SessionEvent::StartRequested, at(5)),
+        Ok(SessionState::Queued)
+    );
+    assert!(
+        running()
+            .after(&SessionEvent::StartRequested, at(5))
+            .is_err()
+    );
+}
+
+#[test]
+fn an_older_attempt_says_nothing_about_this_one() {
+    let second = SessionState::Running {
+        attempt: Attempt(2),
+        since: at(2),
+    };
+    let old_end = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+    let old_loss = SessionEvent::SandboxLost(Attempt::FIRST, Loss::Removed);
+    assert!(second.after(&old_end, at(3)).is_err());
+    assert!(second.after(&old_loss, at(3)).is_err());
+}
+
+#[test]
+fn a_cancelled_session_keeps_its_start_and_ends_cancelled() {
+    let stopping = running()
+        .after(&SessionEvent::CancelRequested, at(3))
+        .expect("may stop");
+    assert_eq!(stopping.started_at(), Some(at(2)));
+    let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+    let concluding = stopping.after(&ended, at(4)).expect("may end");
+    let SessionState::Concluding { ending, .. } = &concluding else {
+        panic!("{concluding:?}");
+    };
+    assert_eq!(Outcome::of(ending), Outcome::Cancelled);
+}
+
+#[test]
+fn a_stop_that_nobody_asked_for_is_no_cancellation() {
+    let ending = Ending {
+        cut: Some(Cut::Cancelled),
+        ..Ending::default()
+    };
+    let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::new(ending));
+    let concluding = running().after(&ended, at(3)).expect("may end");
+    let SessionState::Concluding { ending, .. } = &concluding else {
+        panic!("{concluding:?}");
+    };
+    let Outcome::Failed { code, .. } = Outcome::of(ending) else {
+        panic!("{ending:?}");
+    };
+    assert_eq!(code, FailureCode::Interrupted);
+}
+
+#[test]
+fn an_outcome_is_recorded_once() {
+    let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+    let concluding = starting().after(&ended, at(3)).expect("may end");
+    let concluded = SessionEvent::Concluded(Attempt::FIRST, Outcome::Completed);
+    let finished = concluding.after(&concluded, at(4)).expect("may conclude");
+    assert_eq!(finished.standing(), Standing::Completed);
+    assert!(finished.after(&concluded, at(5)).is_err());
+    assert!(finished.after(&ended, at(5)).is_err());
+    assert!(
+        finished
+            .after(&SessionEvent::CancelRequested, at(5))
+            .is_err()
+    );
+}
+
+#[test]
+fn a_launch_that_cannot_be_fails_the_session() {
+    let outcome = Outcome::failed(FailureCode::CloneFailed, "no such repository");
+    let event = SessionEvent::LaunchFailed(Attempt::FIRST, outcome);
+    assert_eq!(
+        starting().after(&event, at(3)).map(|s| s.name()),
+        Ok("failed")
+    );
+    assert_eq!(
+        SessionState::Queued.after(&event, at(3)).map(|s| s.name()),
+        Ok("failed")
+    );
+}
+
+fn finished(outcome: Outcome) -> Session {
+    let mut session = crate::testing::session("a:running");
+    session.state = session.state.finished(outcome, at(5));
+    session
+}
+
+#[test]
+fn a_retry_is_a_new_attempt_from_the_start() {
+    let mut failed = finished(Outcome::failed(FailureCode::Stalled, "silent"));
+    failed.steering.resume = Some(Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    });
+    let again = failed
+        .after(&SessionEvent::RetryRequested, at(6))
+        .expect("may be retried");
+    assert_eq!(again.state, SessionState::Queued);
+    assert_eq!((again.attempt, again.steering.resume), (Attempt(2), None));
+    let completed = finished(Outcome::Completed);
+    assert!(
+        completed
+            .after(&SessionEvent::RetryRequested, at(6))
+            .is_err()
+    );
+}
+
+#[test]
+fn what_an_attempt_spent_counts_once_though_the_next_is_lost() {
+    let mut failed = finished(Outcome::failed(FailureCode::Stalled, "silent"));
+    let usage = Some(Usage {
+        cost_usd: 0.5,
+        ..Usage::default()
+    });
+    failed.report = Some(Report {
+        usage,
+        ..Report::default()
+    });
+    let again = [
+        SessionEvent::RetryRequested,
+        SessionEvent::LaunchDecided(Attempt(2)),
+        SessionEvent::SandboxLost(Attempt(2), Loss::Removed),
+        SessionEvent::RetryRequested,
+    ]
+    .iter()
+    .try_fold(failed, |session, event| session.after(event, at(6)))
+    .expect("may be retried");
+    assert_eq!(again.attempt, Attempt(3));
+    assert!((again.steering.cost_before_usd - 0.5).abs() < f64::EPSILON);
+}
+
+#[test]
+fn a_launch_that_failed_says_nothing_about_the_retry() {
+    let failed = |of| {
+        let outcome = Outcome::failed(FailureCode::CloneFailed, "the remote is away");
+        SessionEvent::LaunchFailed(Attempt(of), outcome)
+    };
+    let mut session = finished(Outcome::failed(FailureCode::Stalled, "silent"));
+    session = session
+        .after(&SessionEvent::RetryRequested, at(6))
+        .expect("may be retried");
+    assert!(session.after(&failed(1), at(7)).is_err());
+    assert!(session.after(&failed(2), at(7)).is_ok());
+}
+
+#[test]
+fn what_an_attempt_never_heard_is_told_to_the_retry() {
+    let now = at(6);
+    let resume = SessionEvent::Resumed(Resume {
+        from: Attempt::FIRST,
+        text: "mind the tests".into(),
+    });
+    let failed = SessionEvent::LaunchFailed(
+        Attempt(2),
+        Outcome::failed(FailureCode::LaunchFailed, "no room"),
+    );
+    let mut session = finished(Outcome::Completed);
+    for event in [resume, failed, SessionEvent::RetryRequested] {
+        session = session.after(&event, now).expect("possible");
+    }
+    let waiting: Vec<_> = session.steering.messages.iter().collect();
+    assert_eq!(session.steering.resume, None);
+    assert_eq!(waiting[0].text, "mind the tests");
+}
+
+#[test]
+fn a_blocked_session_waits_again_as_it_waited_before() {
+    for (before, event) in [
+        (SessionState::Created, SessionEvent::DependencyRetried),
+        (SessionState::Queued, SessionEvent::DependencyRetried),
+    ] {
+        let lost = SessionEvent::DependencyLost(crate::testing::session_id("z"));
+        let blocked = before.after(&lost, at(1)).expect("may be lost");
+        assert_eq!(blocked.after(&event, at(2)), Ok(before));
+    }
+}
+
+#[test]
+fn a_message_that_came_too_late_is_told_by_going_on() {
+    let running = crate::testing::session("a:running");
+    let said = running
+        .after(&SessionEvent::MessageSent("use tabs".into()), at(11))
+        .and_then(|said| said.after(&SessionEvent::MessageSent("and tests".into()), at(12)))
+        .and_then(|said| said.after(&SessionEvent::MessageTold(Attempt::FIRST, 1), at(13)))
+        .expect("may be said");
+    let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+    let concluded = SessionEvent::Concluded(Attempt::FIRST, Outcome::Completed);
+    let on = said
+        .after(&ended, at(14))
+        .and_then(|said| said.after(&concluded, at(15)))
+        .expect("may end");
+    assert_eq!((&on.state, on.attempt), (&SessionState::Queued, Attempt(2)));
+    let resume = on.steering.resume.expect("goes on");
+    assert_eq!(
+        (resume.from, resume.text.as_str()),
+        (Attempt::FIRST, "and tests")
+    );
+    assert!(on.steering.messages.is_empty());
+}
+
+#[test]
+fn a_pause_holds_no_slot_and_ends_by_going_on() {
+    let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+    let pause = Pause::UsageLimit { until: at(99) };
+    let paused = crate::testing::session("a:running")
+        .after(&ended, at(14))
+        .and_then(|ended| ended.after(&SessionEvent::Paused(Attempt::FIRST, pause), at(15)))
+        .expect("may pause");
+    assert!(!paused.state.holds_slot() && !paused.state.is_over());
+    let resume = Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    };
+    let on = paused
+        .after(&SessionEvent::Resumed(resume), at(99))
+        .expect("may go on");
+    assert_eq!((on.state, on.attempt), (SessionState::Queued, Attempt(2)));
+}
+
+#[test]
+fn a_command_is_retried_but_not_talked_to() {
+    let mut gate = finished(Outcome::failed(FailureCode::GateFailed, "red"));
+    gate.command = Some("make test".into());
+    let again = gate.after(&SessionEvent::RetryRequested, at(6));
+    assert_eq!(again.map(|again| again.attempt), Ok(Attempt(2)));
+    let said = SessionEvent::MessageSent("go on".into());
+    assert!(gate.after(&said, at(6)).is_err());
+    assert!(!gate.pushes());
+}
+
+#[test]
+fn only_who_has_begun_can_go_on() {
+    let never = crate::testing::session("a:queued")
+        .after(&SessionEvent::CancelRequested, at(1))
+        .expect("may be cancelled");
+    let resume = SessionEvent::Resumed(Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    });
+    assert!(never.after(&resume, at(2)).is_err());
+}
