@@ -192,6 +192,9 @@ fn tool_results(message: &Value, workspace: &str, lines: &mut Vec<String>) {
     }
 }
 
+/// The longest name of a file that is believed: what Linux takes as a path.
+const FILE_NAME_BYTES_MAX: usize = 4096;
+
 /// The file that a line of Claude's stdout tells was written or edited, relative to `workspace`;
 /// none for all other lines, and for files outside of it.
 #[must_use]
@@ -207,7 +210,9 @@ pub fn changed_file(line: &[u8], workspace: &str) -> Option<String> {
         || result.get("structuredPatch").is_some();
     let path = result["filePath"].as_str().filter(|_| wrote)?;
     let inside = path.strip_prefix(workspace)?.trim_start_matches('/');
-    (!inside.is_empty()).then(|| inside.to_owned())
+    (1..=FILE_NAME_BYTES_MAX)
+        .contains(&inside.len())
+        .then(|| inside.to_owned())
 }
 
 fn finished(message: &Value) -> String {

@@ -7,6 +7,8 @@ use crate::project::Repository;
 
 /// How many files of one session are remembered.
 pub const FILES_MAX: usize = 2_000;
+/// How many overlaps are told at once.
+const OVERLAPS_MAX: usize = 1_000;
 
 /// The files that live sessions have changed, as far as their own tools told.
 #[derive(Debug, Default)]
@@ -83,6 +85,7 @@ impl Touched {
         });
         let mut shared: Vec<Overlap> = shared.collect();
         shared.sort_by(|a, b| a.path.cmp(&b.path));
+        shared.truncate(OVERLAPS_MAX);
         shared
     }
 }

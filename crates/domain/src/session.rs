@@ -14,8 +14,8 @@ use crate::ending::{Outcome, Usage};
 use crate::ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 use crate::output::{Artifact, SessionResult};
 use crate::project::{Kind, Project};
-use crate::steering::{MESSAGES_WAITING_MAX, Pause, Resume, Steering};
-use crate::waiting::{RESUME_TEXT, launch_after};
+use crate::steering::{Pause, Resume, Steering};
+use crate::waiting::{LIMIT_NEWS, RESUME_TEXT, launch_after};
 
 pub use event::{InvalidTransition, SessionEvent};
 pub use state::SessionState;
@@ -143,7 +143,7 @@ impl Session {
         };
         let steering = &mut next.steering;
         match event {
-            E::MessageSent(_) if steering.messages.len() >= MESSAGES_WAITING_MAX => {
+            E::MessageSent(text) if !steering.has_room_for(text) => {
                 return Err(InvalidTransition {
                     from: "full of messages",
                     event: event.name(),
@@ -153,7 +153,11 @@ impl Session {
             E::MessageTold(_, number) => steering.messages.retain(|one| one.number > *number),
             // It is told twice, and by Claude less exactly than by the model API.
             E::LimitHit(_, until) => {
-                steering.limited_until = steering.limited_until.max(Some(*until));
+                // One that is told again and again, each time a little later, is the same.
+                let known = steering.limited_until;
+                if known.is_none_or(|known| *until > known + LIMIT_NEWS) {
+                    steering.limited_until = Some(*until);
+                }
             }
             E::BudgetSet(max_usd) => steering.set_budget(*max_usd, self.spent_usd()),
             E::Resumed(resume) => {

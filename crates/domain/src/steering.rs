@@ -11,6 +11,9 @@ pub const MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// The most messages that may wait to be told.
 pub const MESSAGES_WAITING_MAX: usize = 100;
 
+/// The most bytes of all of them together: they may have to be told at once.
+pub const MESSAGES_WAITING_BYTES_MAX: usize = 512 * 1024;
+
 /// What was asked of a session after it was made, kept beside its state.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -97,6 +100,13 @@ impl Steering {
         for message in later {
             self.add_message(&message.text);
         }
+    }
+
+    /// Whether one more message may wait.
+    pub(crate) fn has_room_for(&self, text: &str) -> bool {
+        let bytes: usize = self.messages.iter().map(|one| one.text.len()).sum();
+        self.messages.len() < MESSAGES_WAITING_MAX
+            && bytes + text.len() <= MESSAGES_WAITING_BYTES_MAX
     }
 
     pub(crate) fn take_messages(&mut self) -> String {

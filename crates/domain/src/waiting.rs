@@ -36,6 +36,8 @@ pub const LIMIT_TOLD_MAX: SignedDuration = SignedDuration::from_hours(8 * 24);
 /// The longest limit that a line in a sandbox is believed, where anybody may have printed it. When
 /// it holds longer, the model API says so the next time.
 pub const LIMIT_PRINTED_MAX: SignedDuration = SignedDuration::from_hours(6);
+/// A usage limit that ends no later than this after the one that is known is no news.
+pub(crate) const LIMIT_NEWS: SignedDuration = SignedDuration::from_secs(60);
 /// What Claude Code ends with at the end of `--max-budget-usd`.
 const BUDGET_SUBTYPE: &str = "error_max_budget_usd";
 
@@ -66,6 +68,10 @@ impl UsageLimit {
 #[must_use]
 pub fn pause_after(session: &Session, ending: &Ending, spent_usd: f64) -> Option<Pause> {
     use FailureCode as C;
+    // A command uses no model: what it prints of limits is somebody's text.
+    if session.command.is_some() {
+        return None;
+    }
     let Outcome::Failed { code, .. } = Outcome::of(ending) else {
         return None;
     };

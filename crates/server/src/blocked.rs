@@ -28,7 +28,9 @@ pub async fn changes(
     at: Timestamp,
 ) -> Result<Vec<Transition>, StoreError> {
     let blocked = read(store).await?;
-    let entries = blocked.iter().filter_map(|one| match one.state {
+    // The retried one itself is changed by whoever retries it.
+    let others = blocked.iter().filter(|one| retried != Some(one.id));
+    let entries = others.filter_map(|one| match one.state {
         SessionState::Blocked { dependency, .. } => {
             Some((one.id, dependency, one.dependencies.as_slice()))
         }

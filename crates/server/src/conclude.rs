@@ -106,6 +106,8 @@ impl Concluder {
         }
         if let Some(planning) = &session.planning
             && outcome.is_completed()
+            // What it is told next may change the plan.
+            && session.steering.messages.is_empty()
         {
             self.make_planned(session, planning, ending, &mut report)
                 .await?;
@@ -219,6 +221,11 @@ impl Concluder {
         Ok(landed)
     }
 }
+
+/// A sandbox may claim less than its calls cost as the gateway counts them; then the count holds.
+/// Prices change, so a little more is nothing.
+const COST_TOLERANCE: f64 = 1.25;
+const COST_SLACK_USD: f64 = 0.01;
 
 /// What an attempt left, as callers are told; it has landed nowhere so far.
 fn told(work: Work, report: &mut Report) -> SessionResult {
@@ -373,7 +380,19 @@ fn report_of(ending: &Ending, metered: Option<Usage>, before: Option<Usage>) -> 
     let used = metered.filter(|usage| !usage.is_nothing());
     let usage = match &ending.result {
         // Also where it went on: the agent takes the earlier cost out of the conversation.
-        Some(result) => Some(result.usage),
+        Some(result) => {
+            let counted_usd = used.map_or(0.0, |used| used.cost_usd);
+            let claimed = result.usage;
+            let is_short = counted_usd > claimed.cost_usd * COST_TOLERANCE + COST_SLACK_USD;
+            Some(Usage {
+                cost_usd: if is_short {
+                    counted_usd
+                } else {
+                    claimed.cost_usd
+                },
+                ..claimed
+            })
+        }
         None if used.is_some() => {
             warnings.push(
                 "Claude did not say what it cost; tokens and cost are the gateway's estimate"

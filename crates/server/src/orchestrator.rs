@@ -207,17 +207,28 @@ impl Orchestrator {
         id: OrchestrationId,
     ) -> Result<OrchestrationDetails, OrchestratorError> {
         self.cancel_landing(id).await?;
-        for details in self.orchestration(id).await?.sessions {
-            let blocked = matches!(details.session.state, SessionState::Blocked { .. });
-            if details.session.state.is_over() && !blocked {
-                continue;
+        let mut query = SessionQuery {
+            orchestration: Some(id),
+            limit: PAGE_SESSIONS_MAX,
+            ..SessionQuery::default()
+        };
+        loop {
+            let (sessions, next_cursor) = self.list_sessions(&query).await?;
+            for details in sessions {
+                let blocked = matches!(details.session.state, SessionState::Blocked { .. });
+                if details.session.state.is_over() && !blocked {
+                    continue;
+                }
+                match self.cancel_session(details.session.id).await {
+                    Ok(_) | Err(OrchestratorError::InvalidTransition { .. }) => {}
+                    Err(error) => return Err(error),
+                }
             }
-            match self.cancel_session(details.session.id).await {
-                Ok(_) | Err(OrchestratorError::InvalidTransition { .. }) => {}
-                Err(error) => return Err(error),
+            if next_cursor.is_none() {
+                return self.orchestration(id).await;
             }
+            query.cursor = next_cursor;
         }
-        self.orchestration(id).await
     }
 
     async fn cancel_landing(&self, id: OrchestrationId) -> Result<(), OrchestratorError> {

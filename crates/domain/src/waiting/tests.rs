@@ -140,6 +140,15 @@ fn a_command_calls_no_model_and_starts_in_spite_of_a_limit() {
 }
 
 #[test]
+fn what_a_command_prints_of_limits_is_no_limit() {
+    let mut gate = session("a:concluding");
+    gate.steering.limited_until = Some(at(100));
+    gate.command = Some("make test".into());
+    assert_eq!(pause_after(&gate, &ended(true, "success"), 1.0), None);
+    assert_eq!(pause_after(&gate, &Ending::default(), 1.0), None);
+}
+
+#[test]
 fn a_lost_launch_is_tried_again_later_each_time_and_not_for_ever() {
     let mut one = session("a:starting");
     let mut waits = Vec::new();

@@ -33,6 +33,8 @@ const COST_USD_MAX: f64 = 1_000_000.0;
 const PHASES_MAX: usize = 100;
 /// The most sessions of a plan that a client made.
 const PLAN_SESSIONS_MAX: usize = 10_000;
+/// The most bytes that the context may come to in all sessions of such a plan together.
+const PLAN_CONTEXT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const PHASE_BYTES_MAX: usize = 200;
 /// The longest gate.
 const GATE_BYTES_MAX: usize = 4 * 1024;
@@ -423,7 +425,7 @@ fn plan_of(plan: &str, project: &Project) -> Result<ProposedGraph, ApiError> {
         sessions_max: PLAN_SESSIONS_MAX,
         ..PlanLimits::of(&project.repository)
     };
-    ProposedGraph::from_plan_text(plan, &limits).map_err(|error| match error {
+    let graph = ProposedGraph::from_plan_text(plan, &limits).map_err(|error| match error {
         PlanError::Field { path, rule } => {
             let path = match path.as_str() {
                 "plan" => path,
@@ -439,7 +441,17 @@ fn plan_of(plan: &str, project: &Project) -> Result<ProposedGraph, ApiError> {
             )
         },
         error @ PlanError::NotJson(_) => ApiError::field("plan", error),
-    })
+    })?;
+    let context_bytes = project.context.as_ref().map_or(0, |context| context.len());
+    if graph.sessions.len() * context_bytes > PLAN_CONTEXT_BYTES_MAX {
+        let rule = format!(
+            "is given to each of {} sessions: together it must be at most {PLAN_CONTEXT_BYTES_MAX} \
+             bytes",
+            graph.sessions.len()
+        );
+        return Err(ApiError::field("project.context", rule));
+    }
+    Ok(graph)
 }
 
 fn priority_option(places: &[Object<'_, 5>]) -> Result<i32, ApiError> {

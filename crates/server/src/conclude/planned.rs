@@ -20,6 +20,14 @@ impl Concluder {
         ending: &Ending,
         report: &mut Report,
     ) -> Result<(), StoreError> {
+        if let Some(id) = planner.orchestration_id
+            && self.store.orchestration(id).await?.landing.cancelled
+        {
+            report
+                .warnings
+                .push("the orchestration was cancelled: the plan is not carried out".to_owned());
+            return Ok(());
+        }
         let text = ending.result.as_ref().map_or("", |result| &result.text);
         let Answer { graph, refused } = planning.answer(text, &planner.project);
         let sessions = planned_sessions(
@@ -29,7 +37,7 @@ impl Concluder {
             |at| names(planner.id, at),
             self.clock.now(),
         );
-        report.summary = graph.summary;
+        let summary = graph.summary;
         if let Some(why) = refused {
             report.warnings.push(format!(
                 "the answer is no plan ({why}); the requirements were divided by their words instead"
@@ -40,9 +48,16 @@ impl Concluder {
             ..NewSessions::default()
         };
         match self.store.create(new).await {
-            Ok(_) | Err(StoreError::SessionExists(_)) => Ok(()),
-            Err(error) => Err(error),
+            Err(StoreError::SessionExists(_)) if planner.steering.resume.is_some() => {
+                report.warnings.push(
+                    "its sessions were made before: what it planned since is not carried out"
+                        .to_owned(),
+                );
+            }
+            Ok(_) | Err(StoreError::SessionExists(_)) => report.summary = summary,
+            Err(error) => return Err(error),
         }
+        Ok(())
     }
 }
 

@@ -266,7 +266,7 @@ async fn store_batch<Io: AsyncWrite>(
     } else {
         position
     };
-    if let Some(limit) = printed_limit(&batch) {
+    if let Some(limit) = printed_limit(&batch).filter(|_| gate.has_model) {
         // Recorded first: lines that are stored do not come again.
         let until = limit.until(gate.parts.clock.now(), LIMIT_PRINTED_MAX);
         gate.apply(&SessionEvent::LimitHit(gate.attempt, until), None)

@@ -82,7 +82,7 @@ impl Gate {
             return;
         }
         let text = format!(
-            "{path} was changed by session {other} too, which runs at the same time; the two \
+            "{path:?} was changed by session {other} too, which runs at the same time; the two \
              changes will have to be merged"
         );
         let now = self.parts.clock.now();

@@ -125,6 +125,8 @@ impl GitCall {
             .env("GIT_CONFIG_GLOBAL", "/dev/null")
             .env("GIT_ATTR_NOSYSTEM", "1")
             .env("GIT_TERMINAL_PROMPT", "0")
+            // Names of files are chosen in sandboxes: none of them is a pattern.
+            .env("GIT_LITERAL_PATHSPECS", "1")
             .env("GIT_ALLOW_PROTOCOL", "https:file")
             // Curl would read a .netrc there.
             .env("HOME", "/nonexistent")

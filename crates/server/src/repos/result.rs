@@ -97,7 +97,10 @@ impl Repos {
         first: &str,
     ) -> Result<WorkResult, RepoError> {
         let pushed = self.read_ref(repository, &result_ref(session, attempt))?;
-        let commit = pushed.unwrap_or_else(|| base.to_owned());
+        let commit = match pushed {
+            Some(pushed) => self.peeled(repository, &pushed).await?,
+            None => base.to_owned(),
+        };
         if commit == first {
             return Ok(WorkResult {
                 commit,
@@ -113,6 +116,19 @@ impl Repos {
             commits,
             ..diff
         })
+    }
+
+    /// The commit itself where a sandbox pushed a tag of it.
+    async fn peeled(&self, repository: &Repository, pushed: &str) -> Result<String, RepoError> {
+        let name = format!("{pushed}^{{commit}}");
+        let call = self.call(
+            repository,
+            ["rev-parse", "--verify", "--end-of-options", &name],
+        );
+        let output = self
+            .local(repository, "find the pushed commit", call)
+            .await?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
     async fn commits_between(

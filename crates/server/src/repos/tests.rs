@@ -329,6 +329,24 @@ async fn a_result_lists_what_changed() {
 }
 
 #[tokio::test]
+async fn a_tag_that_a_sandbox_pushed_counts_as_its_commit() {
+    let fixture = Fixture::new();
+    let base = fixture.base(session(1)).await;
+    let commit = fixture.worked(session(1), &base, &[("new.txt", Some("new\n"))]);
+    let mirror = fixture.mirror();
+    git(&mirror, &["tag", "-a", "-m", "x", "sneaky", &commit]);
+    let tag = git(&mirror, &["rev-parse", "refs/tags/sneaky"]);
+    let reference = result_ref(session(1), Attempt::FIRST);
+    git(&mirror, &["update-ref", &reference, tag.trim()]);
+    let work = fixture
+        .repos
+        .result_of(&fixture.repository, session(1), Attempt::FIRST, &base)
+        .await
+        .expect("a result");
+    assert_eq!(work.commit, commit);
+}
+
+#[tokio::test]
 async fn a_long_result_is_capped_and_counted_whole() {
     let fixture = Fixture::new();
     let base = fixture.base(session(1)).await;
