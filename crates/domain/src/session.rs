@@ -151,12 +151,12 @@ impl Session {
             }
             E::MessageSent(text) => steering.add_message(text),
             E::MessageTold(_, number) => steering.messages.retain(|one| one.number > *number),
-            // It is told twice, and by Claude less exactly than by the model API.
+            // It is told twice, and by Claude less exactly than by the model API. One that holds
+            // and is told again and again, each time a little later, is the same.
             E::LimitHit(_, until) => {
-                // One that is told again and again, each time a little later, is the same.
-                let known = steering.limited_until;
+                let known = steering.limited_until.filter(|known| *known > now);
                 if known.is_none_or(|known| *until > known + LIMIT_NEWS) {
-                    steering.limited_until = Some(*until);
+                    steering.limited_until = steering.limited_until.max(Some(*until));
                 }
             }
             E::BudgetSet(max_usd) => steering.set_budget(*max_usd, self.spent_usd()),
@@ -231,9 +231,7 @@ impl Session {
         }
         Ok(next)
     }
-}
 
-impl Session {
     /// Whether its agent pushes what it leaves: commands are only to look.
     #[must_use]
     pub fn pushes(&self) -> bool {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::ending::{Cut, Ending, FailureCode, Loss};
+use crate::steering::MESSAGES_WAITING_BYTES_MAX;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a second within range")
@@ -265,4 +266,18 @@ fn only_who_has_begun_can_go_on() {
         text: "go on".into(),
     });
     assert!(never.after(&resume, at(2)).is_err());
+}
+
+#[test]
+fn what_waits_to_be_told_fits_in_one_message() {
+    let mut one = crate::testing::session("a:running");
+    let half = SessionEvent::MessageSent("x".repeat(MESSAGES_WAITING_BYTES_MAX / 2));
+    for _ in 0..2 {
+        one = one.after(&half, at(11)).expect("there is room");
+    }
+    let more = SessionEvent::MessageSent("x".into());
+    assert!(one.after(&more, at(12)).is_err());
+    let told = SessionEvent::MessageTold(Attempt::FIRST, 1);
+    let told = one.after(&told, at(13)).expect("it runs");
+    assert!(told.after(&more, at(14)).is_ok());
 }

@@ -140,6 +140,24 @@ fn a_command_calls_no_model_and_starts_in_spite_of_a_limit() {
 }
 
 #[test]
+fn a_limit_that_is_told_again_is_news_once_the_known_one_is_over() {
+    let running = session("a:running");
+    let hit = |one: &Session, until, now| {
+        let event = SessionEvent::LimitHit(Attempt::FIRST, at(until));
+        one.after(&event, at(now)).expect("it runs")
+    };
+    let limited = hit(&running, 100, 50);
+    assert_eq!(hit(&limited, 150, 51).steering.limited_until, Some(at(100)));
+    assert_eq!(hit(&limited, 161, 51).steering.limited_until, Some(at(161)));
+    assert_eq!(hit(&limited, 60, 51).steering.limited_until, Some(at(100)));
+    // It went on at second 100, and is refused at once for half a minute more.
+    assert_eq!(
+        hit(&limited, 130, 105).steering.limited_until,
+        Some(at(130))
+    );
+}
+
+#[test]
 fn what_a_command_prints_of_limits_is_no_limit() {
     let mut gate = session("a:concluding");
     gate.steering.limited_until = Some(at(100));

@@ -57,9 +57,7 @@ impl Orchestrator {
             branch: new.project.branch.clone(),
             lands: !is_single,
             gate: strategy.and_then(|strategy| strategy.gate.clone()),
-            parallel_sessions: strategy.and_then(|strategy| strategy.parallel_sessions),
             timeout_s: strategy.and_then(|strategy| strategy.timeout_s),
-            max_cost_usd: new.max_cost_usd,
             summary: made.summary.clone(),
             ..Orchestration::new(
                 made.id,

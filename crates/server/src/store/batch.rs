@@ -312,9 +312,7 @@ impl Batch {
                 requirements: new.requirements,
                 branch: new.branch,
                 gate: new.gate,
-                parallel_sessions: new.parallel_sessions,
                 timeout_s: new.timeout_s,
-                max_cost_usd: new.max_cost_usd,
                 summary: new.summary,
             },
         })

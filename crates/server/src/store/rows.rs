@@ -101,11 +101,7 @@ pub(super) struct OrchestrationBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) gate: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) parallel_sessions: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) timeout_s: Option<u64>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) max_cost_usd: Option<f64>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) summary: String,
 }

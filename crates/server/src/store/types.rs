@@ -94,12 +94,8 @@ pub struct Orchestration {
     pub lands: bool,
     /// The shell command that must pass on the merged results before the branch moves.
     pub gate: Option<String>,
-    /// How many of its sessions may run at once; no limit of its own when absent.
-    pub parallel_sessions: Option<u64>,
     /// Seconds that all of it may take from the first start of a session on.
     pub timeout_s: Option<u64>,
-    /// US dollars that all of it may cost before it pauses and asks.
-    pub max_cost_usd: Option<f64>,
     /// What was made of the requirements, in a sentence or two.
     pub summary: String,
     /// Where its landing stands, where it lands as a whole.
@@ -127,9 +123,7 @@ impl Orchestration {
             branch: None,
             lands: false,
             gate: None,
-            parallel_sessions: None,
             timeout_s: None,
-            max_cost_usd: None,
             summary: String::new(),
             landing: Landing::default(),
             landing_version: Version(0),

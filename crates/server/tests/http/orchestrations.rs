@@ -67,6 +67,38 @@ async fn a_plan_that_cannot_be_makes_nothing_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_context_that_comes_to_too_much_in_all_sessions_is_refused() {
+    let app = App::new().await;
+    let sessions: Vec<Value> = (0..100)
+        .map(|at| json!({ "key": format!("s{at}"), "requirements": "x" }))
+        .collect();
+    let mut body = orchestrate(&json!({ "plan": { "sessions": sessions } }));
+    body["project"]["context"] = json!("x".repeat(200 * 1024));
+    let reply = app.webhook(&body).await;
+    reply.is_error(400, "invalid_field");
+    assert_eq!(reply.json()["details"]["path"], "project.context");
+    assert!(app.store.active().is_empty());
+}
+
+#[tokio::test]
+async fn all_sessions_are_cancelled_however_many() {
+    let app = App::new().await;
+    let sessions: Vec<Value> = (0..1_100)
+        .map(|at| json!({ "key": format!("s{at}"), "requirements": "x" }))
+        .collect();
+    let data = made(
+        &app,
+        &orchestrate(&json!({ "plan": { "sessions": sessions } })),
+    )
+    .await;
+    assert_eq!(app.store.active().len(), 1_100);
+    let id = &data["orchestrationId"];
+    let cancel = json!({ "type": "orchestration.cancel", "orchestrationId": id });
+    assert_eq!(app.webhook(&cancel).await.status, 200);
+    assert!(app.store.active().is_empty());
+}
+
+#[tokio::test]
 async fn a_graph_can_be_looked_at_before_anything_runs() {
     let app = App::new().await;
     let body = orchestrate(&json!({ "plan": plan(), "autoStart": false }));

@@ -32,9 +32,7 @@ async fn all_of_a_session_survives() {
         branch: Some("feature/x".parse().expect("a branch")),
         lands: true,
         gate: Some("make test".into()),
-        parallel_sessions: Some(2),
         timeout_s: Some(60),
-        max_cost_usd: Some(0.1 + 0.2),
         summary: "two of them".into(),
         ..Orchestration::new(
             orchestration(9),
