@@ -53,6 +53,10 @@ uuid_id! {
     /// Claude Code's own name for its conversation, chosen by us before it starts.
     ClaudeSessionId
 }
+uuid_id! {
+    /// Names one wait of a client's for sessions.
+    WaitId
+}
 
 /// Which run of a session: the first is 1. Each attempt has a sandbox and volumes of its own, and
 /// starts Claude at most once.

@@ -22,8 +22,9 @@ pub mod steering;
 #[cfg(test)]
 mod testing;
 pub mod waiting;
+pub mod waits;
 
-pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
+pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version, WaitId};
 pub use project::{Branch, Kind, Project, Repository};
 pub use sandbox::{Sandbox, SandboxId, SandboxState, sandbox_id};
 pub use session::{Session, SessionEvent, SessionState, Status};

@@ -18,9 +18,10 @@ pub use operation::{
     orchestration_id, output_query, session_id,
 };
 pub use reply::{
-    LIST_BYTES_MAX, RenderedPages, digest, orchestrated, orchestration, output, session_created,
-    session_got, session_messaged, session_retried, session_started, session_told,
+    LIST_BYTES_MAX, RenderedPages, cursor_text, digest, orchestrated, orchestration, output,
+    session_created, session_got, session_messaged, session_retried, session_started, session_told,
 };
 pub use view::{
-    Millis, OrchestratedView, OrchestrationView, OutputView, ProjectView, ReportView, SessionView,
+    Millis, OrchestratedView, OrchestrationView, OutputView, OverlapView, ProjectView, ReportView,
+    SessionView,
 };

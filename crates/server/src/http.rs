@@ -39,6 +39,8 @@ pub struct HttpParts {
     pub allowed_hosts: Vec<String>,
     /// The address it listens on.
     pub listen: SocketAddr,
+    /// What else is served behind the same gate: the door for models.
+    pub mcp: Router,
     /// How long a body may take to arrive; [`BODY_TIMEOUT`] for all but tests.
     pub body_timeout: Duration,
     /// Cancelled when the server stops: event streams end then.
@@ -66,8 +68,9 @@ pub fn router(parts: HttpParts) -> Router {
     openapi::routes()
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
-        .layer(from_fn_with_state(Arc::new(gate), gate::gate))
         .with_state(state)
+        .merge(parts.mcp)
+        .layer(from_fn_with_state(Arc::new(gate), gate::gate))
 }
 
 async fn not_found() -> ApiError {

@@ -17,6 +17,7 @@ pub mod http;
 pub mod image;
 pub mod landing;
 pub mod launch;
+pub mod mcp;
 pub mod orchestrator;
 pub mod reconcile;
 pub mod repos;

@@ -3,11 +3,13 @@
 //! An operation reads, asks the domain what follows, and records that. It starts nothing itself:
 //! the reconciler does, woken after each change.
 
+mod coordination;
 mod orchestrate;
 mod output;
 mod status_detail;
 mod steer;
 mod types;
+mod waits;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,12 +21,14 @@ use baton_domain::steering::Steering;
 use baton_domain::{OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status};
 use tokio::sync::watch;
 
+pub use coordination::{Caller, WaitGuard};
 pub use output::{OUTPUT_BYTES_MAX, SCANNED_BYTES_MAX};
 pub use types::{
     Accepted, Admission, DependencyMode, Ids, Meter, NewMessage, NewOrchestration, NewSession,
     Once, Orchestrated, OrchestrationDetails, OrchestratorError, OrchestratorParts, OutputCursor,
     Planner, RandomIds, Refusal, SessionDetails, SessionOutput, Strategy,
 };
+pub use waits::Waiting;
 
 use crate::blocked;
 use crate::failpoint;
@@ -162,6 +166,18 @@ impl Orchestrator {
         } = self.parts.store.page(query).await?;
         let sessions = sessions.into_iter().map(|session| self.details(session));
         Ok((sessions.collect(), next_cursor))
+    }
+
+    /// The time, as everything is told that happens.
+    #[must_use]
+    pub fn now(&self) -> jiff::Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// How many sessions a query asks for, on all pages together.
+    #[must_use]
+    pub fn count_sessions(&self, query: &SessionQuery) -> usize {
+        self.parts.store.count(query)
     }
 
     /// Counts changes: while it stays equal, so does what [`Orchestrator::list_sessions`] answers.

@@ -23,6 +23,7 @@ use crate::http::{self, HttpParts, ServeSettings};
 use crate::image::{self, ImageState};
 use crate::landing::Lander;
 use crate::launch::Jobs;
+use crate::mcp;
 use crate::orchestrator::{Ids, Orchestrator, OrchestratorParts, RandomIds};
 use crate::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use crate::repos::{RepoSettings, Repos};
@@ -135,6 +136,7 @@ impl Server {
             meter: Arc::new(move |session, attempt| gateway.metered(session, attempt)),
         });
         let router = http::router(HttpParts {
+            mcp: mcp::routes(orchestrator.clone(), stop.clone()),
             orchestrator,
             secrets: config.secrets,
             listen: address,

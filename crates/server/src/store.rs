@@ -24,7 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use baton_domain::landing::Landing;
 use baton_domain::session::Standing;
-use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionId, Status, Version};
+use baton_domain::waits::Wait;
+use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionId, Status, Version, WaitId};
 use jiff::Timestamp;
 use tokio::sync::{RwLock, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -254,8 +255,8 @@ impl Store {
         }
     }
 
-    /// Sessions in order of creation. Sessions made meanwhile come on later pages. Where all are
-    /// in memory, nothing is read.
+    /// Sessions in order of creation, or against it. Of those made meanwhile, pages in order show
+    /// all and pages against it none. Where all are in memory, nothing is read.
     ///
     /// # Errors
     /// [`StoreError::InvalidCursor`].
@@ -268,8 +269,12 @@ impl Store {
             Found::Row(ordinal) => Some(*ordinal),
         });
         let absent: Vec<u64> = absent.collect();
-        // Both in the order of rows.
-        let mut loaded = self.inner.load(&absent).await?.into_iter().peekable();
+        // Both in the order of rows, or against it.
+        let mut loaded = self.inner.load(&absent).await?;
+        if query.newest_first {
+            loaded.reverse();
+        }
+        let mut loaded = loaded.into_iter().peekable();
         let sessions = listing.found.into_iter().filter_map(|found| match found {
             Found::Here(session) => Some(session),
             Found::Row(row) => loaded
@@ -324,6 +329,30 @@ impl Store {
             answer,
         })
         .await
+    }
+
+    /// Keeps a wait, or what became of it; durable on return. It is forgotten when it is older than
+    /// [`WAIT_KEPT`](baton_domain::waits::WAIT_KEPT).
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn keep_wait(&self, id: WaitId, wait: Wait) -> Result<(), StoreError> {
+        let wait = Box::new(wait);
+        self.ask(|answer| Request::Wait { id, wait, answer }).await
+    }
+
+    /// A wait that was kept; none where there never was one, or it is forgotten.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn wait(&self, id: WaitId) -> Result<Option<Wait>, StoreError> {
+        self.inner.reads.wait(id).await
+    }
+
+    /// How many sessions a query asks for, on all pages together. Answered from memory.
+    #[must_use]
+    pub fn count(&self, query: &SessionQuery) -> usize {
+        self.inner.directory.count(query)
     }
 
     /// Counts the committed changes of all sessions and landings; equal numbers mean an unchanged list.

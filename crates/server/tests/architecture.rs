@@ -81,6 +81,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("api", &["orchestrator", "store"]),
     ("http", &["api", "orchestrator", "store"]),
+    ("mcp", &["api", "orchestrator", "store"]),
     (
         "server",
         &[
@@ -93,6 +94,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "image",
             "landing",
             "launch",
+            "mcp",
             "orchestrator",
             "reconcile",
             "repos",

@@ -145,6 +145,7 @@ impl ListQuery {
         SessionQuery {
             orchestration: self.orchestration,
             statuses: self.statuses.clone(),
+            newest_first: false,
             cursor,
             limit,
         }

@@ -176,7 +176,9 @@ pub fn output(output: &SessionOutput) -> Vec<u8> {
     success(message.as_deref(), data)
 }
 
-fn cursor_text(cursor: OutputCursor) -> String {
+/// A place in a session's log, as the wire has it.
+#[must_use]
+pub fn cursor_text(cursor: OutputCursor) -> String {
     match cursor.lines {
         0 => cursor.seq.to_string(),
         lines => format!("{}.{lines}", cursor.seq),

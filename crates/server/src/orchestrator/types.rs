@@ -8,7 +8,7 @@ use baton_domain::dependencies::DependencyError;
 use baton_domain::ending::Usage;
 use baton_domain::overlap::Overlap;
 use baton_domain::{
-    Attempt, ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status,
+    Attempt, ClaudeSessionId, Kind, OrchestrationId, Project, Session, SessionId, Status, WaitId,
 };
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -25,6 +25,10 @@ pub trait Ids: Send + Sync {
     fn orchestration(&self) -> OrchestrationId;
     /// For Claude's conversation.
     fn claude_session(&self) -> ClaudeSessionId;
+    /// For a client's wait.
+    fn wait(&self) -> WaitId {
+        WaitId(self.session().0)
+    }
 }
 
 /// Names from the machine's randomness: UUIDs of version 7, for Claude of version 4.

@@ -8,7 +8,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use baton_domain::landing::Landing;
-use baton_domain::{Attempt, OrchestrationId, Session, SessionId, Version};
+use baton_domain::waits::Wait;
+use baton_domain::{Attempt, OrchestrationId, Session, SessionId, Version, WaitId};
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
@@ -17,7 +18,7 @@ use super::directory::{Change, Entry, LandingEntry, Place, Tables};
 use super::rows::{
     Brief, BriefRow, CounterRow, DerivedEvent, EventRow, FirstSeq, KeyRow, LandingRow, MoveRow, Of,
     OrchestrationBody, OrchestrationRow, PositionRow, Range, ReopeningRow, Rows, SessionRow,
-    StateRow, Truncation, hex,
+    StateRow, Truncation, WaitRow, hex,
 };
 use super::types::{Idempotency, NewSessions, Orchestration, StoreError, Transition, Written};
 
@@ -54,6 +55,11 @@ pub(super) enum Request {
         append: Box<Append>,
         answer: Answer<Option<Range>>,
     },
+    Wait {
+        id: WaitId,
+        wait: Box<Wait>,
+        answer: Answer<()>,
+    },
     /// Write what was asked for before, then stop.
     Close,
 }
@@ -88,6 +94,7 @@ enum Claim {
     Session(SessionId),
     Orchestration(OrchestrationId),
     Key(String),
+    Wait(WaitId),
 }
 
 /// The stored digest and response of an idempotency key.
@@ -136,6 +143,7 @@ impl Request {
             Self::Landing { id, .. } => vec![Claim::Orchestration(*id)],
             Self::Note { id, .. } => vec![Claim::Session(*id)],
             Self::Output { append, .. } => vec![Claim::Session(append.id)],
+            Self::Wait { id, .. } => vec![Claim::Wait(*id)],
             Self::Close => Vec::new(),
         }
     }
@@ -165,7 +173,9 @@ impl Request {
         match self {
             Self::Create { answer, .. } => drop(answer.send(Err(error))),
             Self::Record { answer, .. } => drop(answer.send(Err(error))),
-            Self::Landing { answer, .. } | Self::Note { answer, .. } => {
+            Self::Landing { answer, .. }
+            | Self::Note { answer, .. }
+            | Self::Wait { answer, .. } => {
                 drop(answer.send(Err(error)));
             }
             Self::Output { answer, .. } => drop(answer.send(Err(error))),
@@ -261,6 +271,14 @@ impl Batch {
                     self.reply(answer, newest);
                 }
             },
+            Request::Wait { id, wait, answer } => {
+                self.rows.waits.push(&WaitRow {
+                    id,
+                    created_ms: wait.created_at.as_millisecond(),
+                    body: &wait,
+                })?;
+                self.reply(answer, ());
+            }
             // The writer keeps these to itself.
             Request::Close => {}
         }

@@ -5,6 +5,7 @@
 //! writer changes it, after a commit.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -247,31 +248,26 @@ impl Directory {
         }
     }
 
-    /// At most `limit` sessions with rows beyond `after` that `query` asks for.
+    /// At most `limit` sessions that `query` asks for, with rows beyond `after`: greater ones, or
+    /// smaller ones where the newest come first and it is not 0.
     pub(super) fn list(&self, query: &SessionQuery, after: u64, limit: usize) -> Listing {
         let tables = self.tables();
-        let start = tables
-            .entries
-            .partition_point(|entry| entry.ordinal <= after);
-        let start = Place::try_from(start).unwrap_or(Place::MAX);
-        let fits = |place: &Place| tables.fits(*place, &query.statuses);
-        let live_only =
-            !query.statuses.is_empty() && query.statuses.iter().all(|status| !is_over(*status));
-        if let Some(id) = query.orchestration {
-            let members = tables.members.get(&id).map_or(&[][..], Vec::as_slice);
-            let skipped = members.partition_point(|place| *place < start);
-            self.take(
-                &tables,
-                members[skipped..].iter().copied().filter(fits),
-                limit,
-            )
-        } else if live_only {
-            let live = tables.live.range(start..).map(|(place, _)| *place);
-            self.take(&tables, live.filter(fits), limit)
-        } else {
-            let end = Place::try_from(tables.entries.len()).unwrap_or(Place::MAX);
-            self.take(&tables, (start..end).filter(fits), limit)
+        let places = match query.newest_first {
+            false => tables.places_above(after)..Place::MAX,
+            true if after == 0 => 0..Place::MAX,
+            true => 0..tables.places_above(after - 1),
+        };
+        let found = tables.asked_for(query, places);
+        match query.newest_first {
+            false => self.take(&tables, found, limit),
+            true => self.take(&tables, found.rev(), limit),
         }
+    }
+
+    /// How many sessions `query` asks for.
+    pub(super) fn count(&self, query: &SessionQuery) -> usize {
+        let tables = self.tables();
+        tables.asked_for(query, 0..Place::MAX).count()
     }
 
     fn take(&self, tables: &Tables, places: impl Iterator<Item = Place>, limit: usize) -> Listing {
@@ -415,6 +411,37 @@ impl Tables {
     fn status_at(&self, place: Place) -> Option<Status> {
         let live = || self.live.get(&place).map(|session| self.status(session));
         self.entry(place).over.or_else(live)
+    }
+
+    /// The first place whose row is greater than `ordinal`.
+    fn places_above(&self, ordinal: u64) -> Place {
+        let at = self
+            .entries
+            .partition_point(|entry| entry.ordinal <= ordinal);
+        Place::try_from(at).unwrap_or(Place::MAX)
+    }
+
+    /// The places, of those within `range`, of the sessions that `query` asks for.
+    fn asked_for<'a>(
+        &'a self,
+        query: &'a SessionQuery,
+        range: Range<Place>,
+    ) -> Box<dyn DoubleEndedIterator<Item = Place> + 'a> {
+        let fits = |place: &Place| self.fits(*place, &query.statuses);
+        let live_only =
+            !query.statuses.is_empty() && query.statuses.iter().all(|status| !is_over(*status));
+        if let Some(id) = query.orchestration {
+            let members = self.members.get(&id).map_or(&[][..], Vec::as_slice);
+            let from = members.partition_point(|place| *place < range.start);
+            let to = members.partition_point(|place| *place < range.end);
+            Box::new(members[from..to].iter().copied().filter(fits))
+        } else if live_only {
+            let live = self.live.range(range).map(|(place, _)| *place);
+            Box::new(live.filter(fits))
+        } else {
+            let end = Place::try_from(self.entries.len()).unwrap_or(Place::MAX);
+            Box::new((range.start.min(end)..range.end.min(end)).filter(fits))
+        }
     }
 
     fn fits(&self, place: Place, statuses: &[Status]) -> bool {

@@ -61,6 +61,7 @@ pub(super) struct Rows {
     pub(super) ranges: JsonRows,
     pub(super) truncations: JsonRows,
     pub(super) positions: JsonRows,
+    pub(super) waits: JsonRows,
 }
 
 impl Rows {
@@ -77,6 +78,7 @@ impl Rows {
             &self.ranges,
             &self.truncations,
             &self.positions,
+            &self.waits,
         ]
         .iter()
         .all(|rows| rows.count == 0)
@@ -113,6 +115,14 @@ pub(super) struct LandingRow<'a> {
     pub(super) read_at: u64,
     pub(super) version: u64,
     pub(super) landing: &'a Landing,
+}
+
+/// A wait that is made, or changed.
+#[derive(Serialize)]
+pub(super) struct WaitRow<'a> {
+    pub(super) id: baton_domain::WaitId,
+    pub(super) created_ms: i64,
+    pub(super) body: &'a baton_domain::waits::Wait,
 }
 
 /// An orchestration a session of which was reopened, or added.

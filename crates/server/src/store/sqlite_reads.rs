@@ -5,7 +5,10 @@ use std::sync::Arc;
 use baton_domain::landing::Landing;
 use baton_domain::session::Report;
 use baton_domain::steering::Steering;
-use baton_domain::{Attempt, Kind, OrchestrationId, Session, SessionState, Status, Version};
+use baton_domain::waits::Wait;
+use baton_domain::{
+    Attempt, Kind, OrchestrationId, Session, SessionState, Status, Version, WaitId,
+};
 use futures::TryStreamExt;
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -162,6 +165,15 @@ impl Reads {
             .map_err(failed("read an orchestration"))?
             .ok_or(StoreError::OrchestrationNotFound(id))?;
         orchestration_of(&row)
+    }
+
+    pub(super) async fn wait(&self, id: WaitId) -> Result<Option<Wait>, StoreError> {
+        let row = sqlx::query("SELECT body FROM waits WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("read a wait"))?;
+        row.map(|row| Columns(&row).json("body")).transpose()
     }
 
     /// What is stored of those keys.

@@ -157,7 +157,9 @@ pub struct SessionQuery {
     pub orchestration: Option<OrchestrationId>,
     /// Only those with one of these statuses; empty means all.
     pub statuses: Vec<Status>,
-    /// `next_cursor` of the page before.
+    /// Whether the newest come first.
+    pub newest_first: bool,
+    /// `next_cursor` of the page before, of the same query.
     pub cursor: Option<String>,
     /// How many at most; less than 1 counts as 1, more than [`PAGE_SESSIONS_MAX`] as that.
     pub limit: usize,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use baton::clock::Clock;
 use baton::http::{BODY_TIMEOUT, HttpParts, ServeSettings, router, serve};
+use baton::mcp;
 use baton::orchestrator::{Admission, Ids, Orchestrator, OrchestratorParts, Refusal};
 use baton::store::{Store, StoreSettings, Transition};
 use baton_domain::ending::Usage;
@@ -123,6 +124,7 @@ impl App {
         let address = listener.local_addr().expect("its address");
         let stopping = CancellationToken::new();
         let router = router(HttpParts {
+            mcp: mcp::routes(orchestrator.clone(), stopping.clone()),
             orchestrator,
             secrets: vec![SECRET.into(), OLD_SECRET.into()],
             allowed_hosts: vec!["baton.example".to_owned()],

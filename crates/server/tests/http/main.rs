@@ -6,6 +6,7 @@ mod door;
 mod events;
 mod idempotency;
 mod lists;
+mod mcp;
 mod orchestrations;
 mod seed;
 mod sessions;

@@ -1,0 +1,140 @@
+//! Waiting for sessions. A wait changes nothing about them, however it ends.
+
+use std::time::Duration;
+
+use baton_domain::waits::{Wait, WaitMode, Waited, is_answered, is_done, waited};
+use baton_domain::{SessionId, SessionState, WaitId};
+use futures::future::select_all;
+
+use super::{Orchestrator, OrchestratorError, SessionDetails};
+
+/// How long what no event of a session tells can stay unseen: that one it depends on was started.
+const LOOKED_AGAIN: Duration = Duration::from_secs(5);
+
+/// How sessions stand to somebody who waits for them.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// In the order in which they were named.
+    pub sessions: Vec<(SessionDetails, Waited)>,
+    /// Whether what was waited for is there.
+    pub is_done: bool,
+    /// Whether there is something to answer: it is, or will not be by itself.
+    pub is_answered: bool,
+}
+
+impl Orchestrator {
+    /// How these sessions stand now.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn waiting(
+        &self,
+        ids: &[SessionId],
+        mode: WaitMode,
+    ) -> Result<Waiting, OrchestratorError> {
+        let mut sessions = Vec::with_capacity(ids.len());
+        for id in ids {
+            let details = self.session(*id).await?;
+            let stands = waited(&details.session, |of| self.is_created(of));
+            sessions.push((details, stands));
+        }
+        let stands: Vec<Waited> = sessions.iter().map(|(_, stands)| *stands).collect();
+        Ok(Waiting {
+            sessions,
+            is_done: is_done(mode, &stands),
+            is_answered: is_answered(mode, &stands),
+        })
+    }
+
+    /// Returns when there is something to answer. May be dropped before.
+    ///
+    /// # Errors
+    /// Not found.
+    pub async fn wait_for(
+        &self,
+        ids: &[SessionId],
+        mode: WaitMode,
+    ) -> Result<Waiting, OrchestratorError> {
+        let mut news: Vec<_> = ids.iter().map(|id| self.watch_events(*id)).collect();
+        loop {
+            // Marked as seen before they are looked at, so that nothing in between is missed.
+            for one in &mut news {
+                one.borrow_and_update();
+            }
+            let waiting = self.waiting(ids, mode).await?;
+            if waiting.is_answered {
+                return Ok(waiting);
+            }
+            let changes = news.iter_mut().map(|one| Box::pin(one.changed()));
+            // Without news in time they are looked at all the same.
+            let _quiet = tokio::time::timeout(LOOKED_AGAIN, select_all(changes)).await;
+        }
+    }
+
+    /// Keeps a wait, so that it can be asked for until it is forgotten, whatever happens to the
+    /// server. Durable on return.
+    ///
+    /// # Errors
+    /// Not found; from the store.
+    pub async fn keep_wait(
+        &self,
+        sessions: Vec<SessionId>,
+        mode: WaitMode,
+        timeout_s: Option<u64>,
+    ) -> Result<(WaitId, Wait, Waiting), OrchestratorError> {
+        let waiting = self.waiting(&sessions, mode).await?;
+        let created_at = self.parts.clock.now();
+        let timeout = timeout_s.and_then(|seconds| i64::try_from(seconds).ok());
+        let wait = Wait {
+            sessions,
+            mode,
+            created_at,
+            until: timeout.and_then(|seconds| {
+                let timeout = jiff::SignedDuration::from_secs(seconds);
+                created_at.checked_add(timeout).ok()
+            }),
+            cancelled_at: None,
+        };
+        let id = self.parts.ids.wait();
+        self.parts.store.keep_wait(id, wait.clone()).await?;
+        Ok((id, wait, waiting))
+    }
+
+    /// A wait that was kept, with how its sessions stand; none where it is not known any more.
+    /// Its time being up, it counts as answered.
+    ///
+    /// # Errors
+    /// From the store.
+    pub async fn kept_wait(
+        &self,
+        id: WaitId,
+    ) -> Result<Option<(Wait, Waiting)>, OrchestratorError> {
+        let Some(wait) = self.parts.store.wait(id).await? else {
+            return Ok(None);
+        };
+        let mut waiting = self.waiting(&wait.sessions, wait.mode).await?;
+        let now = self.parts.clock.now();
+        waiting.is_answered |= wait.until.is_some_and(|until| until <= now);
+        Ok(Some((wait, waiting)))
+    }
+
+    /// Ends a wait that was kept; false where there is none.
+    ///
+    /// # Errors
+    /// From the store.
+    pub async fn cancel_wait(&self, id: WaitId) -> Result<bool, OrchestratorError> {
+        let Some(mut wait) = self.parts.store.wait(id).await? else {
+            return Ok(false);
+        };
+        if wait.cancelled_at.is_none() {
+            wait.cancelled_at = Some(self.parts.clock.now());
+            self.parts.store.keep_wait(id, wait).await?;
+        }
+        Ok(true)
+    }
+
+    fn is_created(&self, id: SessionId) -> bool {
+        let session = self.parts.store.cached_session(id);
+        session.is_some_and(|session| session.state == SessionState::Created)
+    }
+}
