@@ -2,6 +2,7 @@
 
 mod doctor;
 mod image;
+mod mcp;
 mod serve;
 
 use std::process::ExitCode;
@@ -22,6 +23,8 @@ struct Arguments {
 enum Command {
     /// Runs the server: SQLite and the local Docker by default
     Serve(serve::ServeArgs),
+    /// Speaks MCP over standard input and output for a server that runs
+    Mcp(mcp::McpArgs),
     /// Makes the image sessions run in
     Image(image::ImageArgs),
     /// Checks daemon, image, credentials, disk, clock and versions; says how to mend each
@@ -46,6 +49,7 @@ pub fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match arguments.command {
             Command::Serve(args) => serve::run(args).await.map(|()| ExitCode::SUCCESS),
+            Command::Mcp(args) => mcp::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Image(args) => image::run(args).await.map(|()| ExitCode::SUCCESS),
             Command::Doctor(args) => doctor::run(args).await,
         }

@@ -399,6 +399,14 @@ impl Config {
     }
 }
 
+/// The bearer token to show to a server: the first of `CLAUDE_WEBHOOK_SECRET`.
+///
+/// # Errors
+/// [`ConfigError::NoSecret`]; a file that cannot be read.
+pub fn bearer() -> Result<SecretString, ConfigError> {
+    secrets()?.into_iter().next().ok_or(ConfigError::NoSecret)
+}
+
 /// Every bearer token in `CLAUDE_WEBHOOK_SECRET`, comma-separated for rotation.
 fn secrets() -> Result<Vec<SecretString>, ConfigError> {
     let Some(listed) = secret("CLAUDE_WEBHOOK_SECRET")? else {

@@ -5,10 +5,12 @@
 
 mod answers;
 mod arguments;
+mod bridge;
 mod call;
 mod prompts;
 mod resources;
 mod tools;
+mod upstream;
 mod wait;
 
 use std::collections::HashMap;
@@ -33,8 +35,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use arguments::Arguments;
+use resources::FOLLOWED_MAX;
 use tools::Tool;
 
+pub use bridge::{Bridge, UpstreamError};
 pub use tools::DEFINITIONS_BYTES_MAX;
 
 use crate::api::ApiError;
@@ -44,8 +48,6 @@ use crate::orchestrator::{Caller, Orchestrator};
 pub const MCP_PATH: &str = "/mcp";
 /// The most bytes of a request, as everywhere.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// The most resources one connection may follow.
-const FOLLOWED_MAX: usize = 256;
 
 /// Any handler over streamable HTTP, as the product's own is: stateless for clients of revision
 /// 2026-07-28, with sessions for those before. Who may come in is for the caller to check, hosts
@@ -140,21 +142,26 @@ impl Handler {
     }
 }
 
+/// What is told of this server to every client.
+fn server_config() -> ServerConfig {
+    let capabilities = ServerCapabilities::builder()
+        .enable_tools()
+        .enable_resources()
+        .enable_resources_subscribe()
+        .enable_prompts()
+        .enable_completions()
+        .enable_tasks()
+        .build();
+    ServerConfig::new(capabilities)
+        .with_server_info(
+            Implementation::new("baton", env!("CARGO_PKG_VERSION")).with_title("Baton"),
+        )
+        .with_instructions(include_str!("mcp/instructions.md"))
+}
+
 impl ServerHandler for Handler {
     fn get_info(&self) -> ServerConfig {
-        let capabilities = ServerCapabilities::builder()
-            .enable_tools()
-            .enable_resources()
-            .enable_resources_subscribe()
-            .enable_prompts()
-            .enable_completions()
-            .enable_tasks()
-            .build();
-        ServerConfig::new(capabilities)
-            .with_server_info(
-                Implementation::new("baton", env!("CARGO_PKG_VERSION")).with_title("Baton"),
-            )
-            .with_instructions(include_str!("mcp/instructions.md"))
+        server_config()
     }
 
     async fn list_tools(
@@ -216,14 +223,7 @@ impl ServerHandler for Handler {
         &self,
         requested: &SubscriptionFilter,
     ) -> Option<SubscriptionFilter> {
-        let uris = requested.resource_subscriptions.iter().flatten();
-        let ours = uris.filter(|uri| resources::Named::by(uri).is_some());
-        let ours = ours.take(FOLLOWED_MAX).cloned();
-        Some(
-            SubscriptionFilter::builder()
-                .resource_subscriptions(ours)
-                .build(),
-        )
+        Some(resources::followable(requested))
     }
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {

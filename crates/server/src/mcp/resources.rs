@@ -8,7 +8,7 @@ use baton_domain::{OrchestrationId, SessionId};
 use futures::future::select_all;
 use rmcp::model::{
     ErrorData, ListResourceTemplatesResult, ListResourcesResult, ReadResourceResult, Resource,
-    ResourceContents, ResourceTemplate,
+    ResourceContents, ResourceTemplate, SubscriptionFilter,
 };
 
 use super::answers;
@@ -22,6 +22,8 @@ const LOG: &str = "/log";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain";
 
+/// The most resources one connection may follow.
+pub(super) const FOLLOWED_MAX: usize = 256;
 /// How many resources a page of the list has.
 const PAGE: usize = 50;
 /// The most bytes of a log that are read at once: its end.
@@ -38,7 +40,7 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// What a URI names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Named {
+enum Named {
     Session(SessionId),
     Log(SessionId),
     Orchestration(OrchestrationId),
@@ -46,7 +48,7 @@ pub(super) enum Named {
 
 impl Named {
     /// What `uri` names, if it is one of ours.
-    pub(super) fn by(uri: &str) -> Option<Self> {
+    fn by(uri: &str) -> Option<Self> {
         if let Some(id) = uri.strip_prefix(ORCHESTRATIONS) {
             return id.parse().ok().map(Self::Orchestration);
         }
@@ -193,6 +195,16 @@ async fn log(orchestrator: &Orchestrator, id: SessionId) -> Result<String, Orche
         );
     }
     Ok(Vec::from(lines).join("\n"))
+}
+
+/// Of what a client wants to follow, what there is to follow.
+pub(super) fn followable(requested: &SubscriptionFilter) -> SubscriptionFilter {
+    let uris = requested.resource_subscriptions.iter().flatten();
+    let ours = uris.filter(|uri| Named::by(uri).is_some());
+    let ours = ours.take(FOLLOWED_MAX).cloned();
+    SubscriptionFilter::builder()
+        .resource_subscriptions(ours)
+        .build()
 }
 
 /// Tells of each change of a resource until nobody hears it any more.

@@ -5,6 +5,7 @@ mod landings;
 mod numbering;
 mod output;
 mod sessions;
+mod waits;
 
 use std::path::Path;
 use std::sync::Arc;

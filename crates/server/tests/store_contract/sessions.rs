@@ -358,9 +358,26 @@ async fn pages_hold_what_the_query_asks_for() {
             let query = |statuses: &[Status], of: Option<u128>| SessionQuery {
                 orchestration: of.map(orchestration),
                 statuses: statuses.to_vec(),
+                newest_first: false,
                 cursor: None,
                 limit,
             };
+            for asked in [
+                query(&[], None),
+                query(&[], Some(1)),
+                query(&[Status::Pending], None),
+                query(&[Status::Queued, Status::Completed], None),
+            ] {
+                let forwards = listed(&store, asked.clone()).await;
+                assert_eq!(store.count(&asked), forwards.len(), "{what}");
+                let newest_first = SessionQuery {
+                    newest_first: true,
+                    ..asked
+                };
+                let mut backwards = listed(&store, newest_first).await;
+                backwards.reverse();
+                assert_eq!(backwards, forwards, "{what}, {limit} a page");
+            }
             let all = listed(&store, query(&[], None)).await;
             assert_eq!(all, (1..=30).collect::<Vec<_>>(), "{what}");
             let of_one = listed(&store, query(&[], Some(1))).await;
