@@ -28,8 +28,8 @@ pub struct Conversation {
     pub wants_json: bool,
     /// The directory in which the CLI says it works.
     pub cwd: Option<String>,
-    /// What the newest tool use gave back.
-    pub last_tool_result: Option<String>,
+    /// What each tool use gave back, oldest first.
+    pub tool_results: Vec<String>,
     pub body_bytes: usize,
 }
 
@@ -86,7 +86,7 @@ impl Conversation {
             offers_tools: !request.tools.is_empty(),
             wants_json: !request.output_config["format"].is_null(),
             cwd: cwd(&system).or_else(|| user_messages().flat_map(texts).find_map(cwd)),
-            last_tool_result: user_messages().flat_map(tool_results).next_back(),
+            tool_results: user_messages().flat_map(tool_results).collect(),
             body_bytes: body.len(),
             model: request.model,
             system,
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(conversation.prompt.trim(), "Store the list");
         assert_eq!(conversation.answers, 1);
         assert_eq!(conversation.cwd.as_deref(), Some("/workspace"));
-        assert_eq!(conversation.last_tool_result.as_deref(), Some("3 files"));
+        assert_eq!(conversation.tool_results, ["3 files"]);
         assert!(conversation.offers_tools && conversation.stream);
         assert!(conversation.system.contains("You are a Claude agent."));
     }

@@ -28,21 +28,30 @@ pub enum Block {
     },
 }
 
-/// A script uses `{{cwd}}` in a conversation that does not say where it works.
+/// A script uses what its conversation does not say.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the script uses {{{{cwd}}}}, but the request names no primary working directory")]
-pub struct CwdUnknown;
+pub enum Unfilled {
+    /// Where it works.
+    #[error("the script uses {{{{cwd}}}}, but the request names no primary working directory")]
+    Cwd,
+    /// A field of what a tool gave back.
+    #[error("the script uses {{{{{0}}}}}, but no such result has such a field")]
+    Result(String),
+}
+
+/// What a field of an earlier tool's result is written as: `{{result.0.sessionId}}`.
+const RESULT_START: &str = "{{result.";
 
 impl Message {
     /// The message of `turn`. `new_id` gives a fresh id that begins with the prefix it is given.
     ///
     /// # Errors
-    /// [`CwdUnknown`].
+    /// [`Unfilled`].
     pub fn of_turn(
         turn: &Turn,
         conversation: &Conversation,
         new_id: &mut dyn FnMut(&str) -> String,
-    ) -> Result<Self, CwdUnknown> {
+    ) -> Result<Self, Unfilled> {
         let mut content = Vec::new();
         if let Some(text) = &turn.text {
             content.push(Block::Text(filled(text, conversation)?));
@@ -131,13 +140,13 @@ fn complete(usage: Usage, conversation: &Conversation, content: &[Block]) -> Usa
 fn filled_object(
     object: &Map<String, Value>,
     conversation: &Conversation,
-) -> Result<Map<String, Value>, CwdUnknown> {
+) -> Result<Map<String, Value>, Unfilled> {
     let filled =
         |(key, value): (&String, &Value)| Ok((key.clone(), filled_value(value, conversation)?));
     object.iter().map(filled).collect()
 }
 
-fn filled_value(value: &Value, conversation: &Conversation) -> Result<Value, CwdUnknown> {
+fn filled_value(value: &Value, conversation: &Conversation) -> Result<Value, Unfilled> {
     Ok(match value {
         Value::String(text) => Value::String(filled(text, conversation)?),
         Value::Array(values) => {
@@ -150,13 +159,45 @@ fn filled_value(value: &Value, conversation: &Conversation) -> Result<Value, Cwd
 }
 
 /// `{{cwd}}` first: a tool's result may contain braces of its own.
-fn filled(text: &str, conversation: &Conversation) -> Result<String, CwdUnknown> {
+fn filled(text: &str, conversation: &Conversation) -> Result<String, Unfilled> {
     let mut text = text.to_owned();
     if text.contains("{{cwd}}") {
-        text = text.replace("{{cwd}}", conversation.cwd.as_deref().ok_or(CwdUnknown)?);
+        text = text.replace("{{cwd}}", conversation.cwd.as_deref().ok_or(Unfilled::Cwd)?);
     }
-    let result = conversation.last_tool_result.as_deref().unwrap_or_default();
-    Ok(text.replace("{{last_tool_result}}", result))
+    let text = with_results(&text, &conversation.tool_results)?;
+    let last = conversation.tool_results.last();
+    Ok(text.replace("{{last_tool_result}}", last.map_or("", String::as_str)))
+}
+
+fn with_results(text: &str, results: &[String]) -> Result<String, Unfilled> {
+    let mut filled = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(RESULT_START) {
+        let Some((path, after)) = after.split_once("}}") else {
+            break;
+        };
+        filled.push_str(before);
+        let unknown = || Unfilled::Result(format!("result.{path}"));
+        filled.push_str(&field(path, results).ok_or_else(unknown)?);
+        rest = after;
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
+/// The field that `path` names: the number of a result, then keys and places in its JSON.
+fn field(path: &str, results: &[String]) -> Option<String> {
+    let (number, path) = path.split_once('.')?;
+    let result = results.get(number.parse::<usize>().ok()?)?;
+    // Something may stand before it and after it.
+    let json = &result[result.find('{')?..];
+    let mut values = serde_json::Deserializer::from_str(json).into_iter::<Value>();
+    let value = values.next()?.ok()?;
+    let found = value.pointer(&format!("/{}", path.replace('.', "/")))?;
+    Some(match found {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -176,7 +217,7 @@ mod tests {
         replace_all = true
     "#;
 
-    fn message(conversation: &Conversation) -> Result<Message, CwdUnknown> {
+    fn message(conversation: &Conversation) -> Result<Message, Unfilled> {
         let scripts = Scripts::from_texts([("default", WRITE)]).expect("the script is valid");
         let script = scripts.iter().next().expect("one script");
         Message::of_turn(&script.turns[0], conversation, &mut |prefix| {
@@ -188,7 +229,7 @@ mod tests {
     fn templates_are_filled_at_every_depth() {
         let conversation = Conversation {
             cwd: Some("/workspace".into()),
-            last_tool_result: Some("OK".into()),
+            tool_results: vec!["OK".into()],
             ..Conversation::default()
         };
         let message = message(&conversation)
@@ -210,7 +251,24 @@ mod tests {
     }
 
     #[test]
+    fn fields_of_earlier_results_are_filled_in() {
+        let results = [
+            r#"Made: {"sessionId":"s1","list":[{"id":7}]} and more"#.to_owned(),
+            "no JSON".to_owned(),
+        ];
+        let fill = |text: &str| with_results(text, &results);
+        assert_eq!(
+            fill("{{result.0.sessionId}}, {{result.0.list.0.id}}!"),
+            Ok("s1, 7!".to_owned())
+        );
+        for unknown in ["result.0.other", "result.1.x", "result.2.x"] {
+            let unfilled = fill(&format!("{{{{{unknown}}}}}"));
+            assert_eq!(unfilled, Err(Unfilled::Result(unknown.to_owned())));
+        }
+    }
+
+    #[test]
     fn unknown_cwd_is_an_error() {
-        assert_eq!(message(&Conversation::default()), Err(CwdUnknown));
+        assert_eq!(message(&Conversation::default()), Err(Unfilled::Cwd));
     }
 }

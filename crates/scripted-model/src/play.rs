@@ -12,7 +12,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::conversation::Conversation;
-use crate::message::{CwdUnknown, Message};
+use crate::message::{Message, Unfilled};
 use crate::reply::{error_json, error_message, error_status, error_type};
 use crate::script::{Fault, Turn};
 use crate::server::Shared;
@@ -50,7 +50,7 @@ pub async fn before_first_byte(
 pub fn play(
     shared: &Arc<Shared>,
     conversation: &Conversation,
-    message: Result<Message, CwdUnknown>,
+    message: Result<Message, Unfilled>,
     pace: Duration,
     fault: Option<&Fault>,
 ) -> Response {

@@ -82,7 +82,8 @@ pub struct Turn {
 pub struct ToolUse {
     /// The tool, as the CLI names it: `Write`, `Edit`, `Read`, `Bash`, …
     pub name: String,
-    /// Its input; `{{cwd}}` and `{{last_tool_result}}` in its strings are filled in.
+    /// Its input; `{{cwd}}`, `{{last_tool_result}}` and `{{result.0.field}}` in its strings are
+    /// filled in.
     #[serde(default)]
     pub input: serde_json::Map<String, serde_json::Value>,
 }
