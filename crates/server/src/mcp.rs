@@ -15,6 +15,7 @@ mod wait;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -46,6 +47,9 @@ use crate::orchestrator::{Caller, Orchestrator};
 
 /// Where the door is.
 pub const MCP_PATH: &str = "/mcp";
+/// How long a client of an earlier revision may say nothing before its session is forgotten: people
+/// leave a conversation open over lunch.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(4 * 60 * 60);
 /// The most bytes of a request, as everywhere.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
@@ -60,7 +64,9 @@ pub fn service<H: ServerHandler>(
         .disable_allowed_hosts()
         .with_max_request_body_bytes(BODY_BYTES_MAX)
         .with_cancellation_token(stopping);
-    StreamableHttpService::new(move || Ok(handler()), Arc::default(), config)
+    let mut sessions = LocalSessionManager::default();
+    sessions.session_config.keep_alive = Some(SESSION_IDLE_MAX);
+    StreamableHttpService::new(move || Ok(handler()), Arc::new(sessions), config)
 }
 
 /// The door for clients, to be put behind the gate.

@@ -13,6 +13,7 @@ mod docker;
 mod fake_claude;
 mod hostile;
 mod landings;
+mod mcp;
 mod orchestrate;
 mod own_image;
 mod planner;
