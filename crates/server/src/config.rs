@@ -399,6 +399,14 @@ impl Config {
     }
 }
 
+/// The path of this program, for another process of it.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn own_program() -> std::io::Result<PathBuf> {
+    std::env::current_exe()
+}
+
 /// The bearer token to show to a server: the first of `CLAUDE_WEBHOOK_SECRET`.
 ///
 /// # Errors

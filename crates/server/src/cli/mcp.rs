@@ -46,7 +46,7 @@ pub async fn run(args: McpArgs) -> anyhow::Result<()> {
 /// Starts a server that outlives this process. Its log goes to where ours goes: standard output is
 /// the client's.
 async fn start_server(bridge: &Bridge) -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("the path of this program is unknown")?;
+    let program = config::own_program().context("the path of this program is unknown")?;
     let mut server = Command::new(program)
         .arg("serve")
         .stdin(Stdio::null())
