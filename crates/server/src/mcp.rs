@@ -7,6 +7,7 @@ mod answers;
 mod arguments;
 mod bridge;
 mod call;
+mod clients;
 mod prompts;
 mod resources;
 mod tools;
@@ -30,12 +31,14 @@ use rmcp::model::{
     SubscribeRequestParams, SubscriptionFilter, UnsubscribeRequestParams, UpdateTaskParams,
 };
 use rmcp::service::{RequestContext, RoleServer, SubscriptionContext};
+use rmcp::transport::streamable_http_server::session::SessionStore;
 use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
 use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use arguments::Arguments;
+use clients::Clients;
 use resources::FOLLOWED_MAX;
 use tools::Tool;
 
@@ -47,9 +50,9 @@ use crate::orchestrator::{Caller, Orchestrator};
 
 /// Where the door is.
 pub const MCP_PATH: &str = "/mcp";
-/// How long a client of an earlier revision may say nothing before its session is forgotten: people
-/// leave a conversation open over lunch.
-const SESSION_IDLE_MAX: Duration = Duration::from_secs(4 * 60 * 60);
+/// How long a client of an earlier revision may say nothing before its session is let go of; it is
+/// taken up again when the client comes back.
+const SESSION_IDLE_MAX: Duration = Duration::from_secs(30 * 60);
 /// The most bytes of a request, as everywhere.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
@@ -60,10 +63,19 @@ pub fn service<H: ServerHandler>(
     handler: impl Fn() -> H + Send + Sync + 'static,
     stopping: CancellationToken,
 ) -> StreamableHttpService<H, LocalSessionManager> {
-    let config = StreamableHttpServerConfig::default()
+    service_for(handler, stopping, None)
+}
+
+fn service_for<H: ServerHandler>(
+    handler: impl Fn() -> H + Send + Sync + 'static,
+    stopping: CancellationToken,
+    clients: Option<Arc<dyn SessionStore>>,
+) -> StreamableHttpService<H, LocalSessionManager> {
+    let mut config = StreamableHttpServerConfig::default()
         .disable_allowed_hosts()
         .with_max_request_body_bytes(BODY_BYTES_MAX)
         .with_cancellation_token(stopping);
+    config.session_store = clients;
     let mut sessions = LocalSessionManager::default();
     sessions.session_config.keep_alive = Some(SESSION_IDLE_MAX);
     StreamableHttpService::new(move || Ok(handler()), Arc::new(sessions), config)
@@ -71,8 +83,9 @@ pub fn service<H: ServerHandler>(
 
 /// The door for clients, to be put behind the gate.
 pub fn routes(orchestrator: Orchestrator, stopping: CancellationToken) -> Router {
+    let clients = Arc::new(Clients(orchestrator.clone()));
     let handler = move || Handler::new(orchestrator.clone(), Caller::Client);
-    Router::new().route_service(MCP_PATH, service(handler, stopping))
+    Router::new().route_service(MCP_PATH, service_for(handler, stopping, Some(clients)))
 }
 
 /// The door for coordination sessions.

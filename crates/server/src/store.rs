@@ -349,6 +349,35 @@ impl Store {
         self.inner.reads.wait(id).await
     }
 
+    /// Keeps what a client said of itself when it began, under the name its session was given, or
+    /// forgets it; durable on return. It is forgotten after 30 days in any case.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn keep_introduction(
+        &self,
+        id: &str,
+        body: Option<String>,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let id = id.to_owned();
+        self.ask(|answer| Request::Introduction {
+            id,
+            at,
+            body,
+            answer,
+        })
+        .await
+    }
+
+    /// What the client of that session said of itself; none where that is not known.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn introduction(&self, id: &str) -> Result<Option<String>, StoreError> {
+        self.inner.reads.introduction(id).await
+    }
+
     /// How many sessions a query asks for, on all pages together. Answered from memory.
     #[must_use]
     pub fn count(&self, query: &SessionQuery) -> usize {

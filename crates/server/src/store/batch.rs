@@ -16,9 +16,9 @@ use tokio::sync::oneshot;
 
 use super::directory::{Change, Entry, LandingEntry, Place, Tables};
 use super::rows::{
-    Brief, BriefRow, CounterRow, DerivedEvent, EventRow, FirstSeq, KeyRow, LandingRow, MoveRow, Of,
-    OrchestrationBody, OrchestrationRow, PositionRow, Range, ReopeningRow, Rows, SessionRow,
-    StateRow, Truncation, WaitRow, hex,
+    Brief, BriefRow, CounterRow, DerivedEvent, EventRow, FirstSeq, IntroductionRow, KeyRow,
+    LandingRow, MoveRow, Of, OrchestrationBody, OrchestrationRow, PositionRow, Range, ReopeningRow,
+    Rows, SessionRow, StateRow, Truncation, WaitRow, hex,
 };
 use super::types::{Idempotency, NewSessions, Orchestration, StoreError, Transition, Written};
 
@@ -60,6 +60,12 @@ pub(super) enum Request {
         wait: Box<Wait>,
         answer: Answer<()>,
     },
+    Introduction {
+        id: String,
+        at: Timestamp,
+        body: Option<String>,
+        answer: Answer<()>,
+    },
     /// Write what was asked for before, then stop.
     Close,
 }
@@ -95,6 +101,7 @@ enum Claim {
     Orchestration(OrchestrationId),
     Key(String),
     Wait(WaitId),
+    Introduction(String),
 }
 
 /// The stored digest and response of an idempotency key.
@@ -144,6 +151,7 @@ impl Request {
             Self::Note { id, .. } => vec![Claim::Session(*id)],
             Self::Output { append, .. } => vec![Claim::Session(append.id)],
             Self::Wait { id, .. } => vec![Claim::Wait(*id)],
+            Self::Introduction { id, .. } => vec![Claim::Introduction(id.clone())],
             Self::Close => Vec::new(),
         }
     }
@@ -175,7 +183,8 @@ impl Request {
             Self::Record { answer, .. } => drop(answer.send(Err(error))),
             Self::Landing { answer, .. }
             | Self::Note { answer, .. }
-            | Self::Wait { answer, .. } => {
+            | Self::Wait { answer, .. }
+            | Self::Introduction { answer, .. } => {
                 drop(answer.send(Err(error)));
             }
             Self::Output { answer, .. } => drop(answer.send(Err(error))),
@@ -276,6 +285,19 @@ impl Batch {
                     id,
                     created_ms: wait.created_at.as_millisecond(),
                     body: &wait,
+                })?;
+                self.reply(answer, ());
+            }
+            Request::Introduction {
+                id,
+                at,
+                body,
+                answer,
+            } => {
+                self.rows.introductions.push(&IntroductionRow {
+                    id: &id,
+                    created_ms: at.as_millisecond(),
+                    body: body.as_deref(),
                 })?;
                 self.reply(answer, ());
             }

@@ -62,6 +62,7 @@ pub(super) struct Rows {
     pub(super) truncations: JsonRows,
     pub(super) positions: JsonRows,
     pub(super) waits: JsonRows,
+    pub(super) introductions: JsonRows,
 }
 
 impl Rows {
@@ -79,6 +80,7 @@ impl Rows {
             &self.truncations,
             &self.positions,
             &self.waits,
+            &self.introductions,
         ]
         .iter()
         .all(|rows| rows.count == 0)
@@ -123,6 +125,14 @@ pub(super) struct WaitRow<'a> {
     pub(super) id: baton_domain::WaitId,
     pub(super) created_ms: i64,
     pub(super) body: &'a baton_domain::waits::Wait,
+}
+
+/// What a client said of itself when it began; nothing once it has ended.
+#[derive(Serialize)]
+pub(super) struct IntroductionRow<'a> {
+    pub(super) id: &'a str,
+    pub(super) created_ms: i64,
+    pub(super) body: Option<&'a str>,
 }
 
 /// An orchestration a session of which was reopened, or added.

@@ -43,7 +43,7 @@ pub(super) struct Database {
 /// The statements of a batch in the order they are run, each with what it writes. Each takes its
 /// rows as one argument, a JSON array. A `WHERE true` keeps SQLite from reading `ON CONFLICT` as a
 /// join.
-const STATEMENTS: [(&str, &str); 15] = [
+const STATEMENTS: [(&str, &str); 16] = [
     (
         "orchestrations",
         "INSERT INTO orchestrations (id, created_at, lands, body)
@@ -150,6 +150,13 @@ const STATEMENTS: [(&str, &str); 15] = [
          FROM json_each(?) WHERE true
          ON CONFLICT (id) DO UPDATE SET body = excluded.body;",
     ),
+    (
+        "introductions",
+        "INSERT INTO introductions (id, created_ms, body)
+         SELECT value ->> 'id', value ->> 'created_ms', value ->> 'body'
+         FROM json_each(?) WHERE true
+         ON CONFLICT (id) DO UPDATE SET body = excluded.body;",
+    ),
 ];
 
 /// The rows of each of [`STATEMENTS`].
@@ -170,6 +177,7 @@ fn arguments(rows: Rows) -> [JsonRows; STATEMENTS.len()] {
         rows.truncations,
         rows.positions,
         rows.waits,
+        rows.introductions,
     ]
 }
 

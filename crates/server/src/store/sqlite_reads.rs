@@ -176,6 +176,15 @@ impl Reads {
         row.map(|row| Columns(&row).json("body")).transpose()
     }
 
+    pub(super) async fn introduction(&self, id: &str) -> Result<Option<String>, StoreError> {
+        let row = sqlx::query("SELECT body FROM introductions WHERE id = ?")
+            .bind(id)
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(failed("read an introduction"))?;
+        row.map_or(Ok(None), |row| Columns(&row).text_if_any("body"))
+    }
+
     /// What is stored of those keys.
     pub(super) async fn known_keys(&self, keys: &[String]) -> Result<KnownKeys, StoreError> {
         if keys.is_empty() {

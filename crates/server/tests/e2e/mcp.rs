@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use crate::api::Answer;
 use crate::world::{API_KEY, SECRET, SESSION_LIMIT, World, text};
 
 /// What Claude does on the other side: it makes the graph, starts it, waits, and reads what came
@@ -293,6 +294,20 @@ impl Stdio25 {
     }
 }
 
+/// What the server answers to a message, sent with these headers.
+async fn posted(world: &World, headers: &[(&str, &str)], message: &Value) -> Answer {
+    let usual = [
+        ("content-type", "application/json"),
+        ("accept", "application/json, text/event-stream"),
+    ];
+    let headers = [&usual[..], headers].concat();
+    let body = message.to_string();
+    let sent = world
+        .api
+        .request(Method::POST, "/mcp", &headers, body.as_bytes());
+    sent.await.expect("an answer")
+}
+
 /// One request of the current revision over HTTP, by a client that knows tasks.
 async fn asked(world: &World, method: &str, name: &str, mut params: Value) -> Value {
     params["_meta"] = json!({
@@ -304,18 +319,11 @@ async fn asked(world: &World, method: &str, name: &str, mut params: Value) -> Va
     });
     let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
     let headers = [
-        ("content-type", "application/json"),
-        ("accept", "application/json, text/event-stream"),
         ("mcp-protocol-version", "2026-07-28"),
         ("mcp-method", method),
         ("mcp-name", name),
     ];
-    let body = body.to_string();
-    let answer = world
-        .api
-        .request(Method::POST, "/mcp", &headers, body.as_bytes())
-        .await
-        .expect("an answer");
+    let answer = posted(world, &headers, &body).await;
     let data = answer
         .text
         .lines()
@@ -392,4 +400,39 @@ async fn bridge_shows_its_tools_without_a_server() {
     let prompts = client.ask("prompts/list", json!({})).await;
     assert_eq!(prompts["prompts"][0]["name"], "orchestrate");
     client.end().await;
+}
+
+#[tokio::test]
+async fn client_of_the_revision_before_is_known_to_the_next_server() {
+    let mut world = World::with_scripts([]).await;
+    world.start_server().await;
+    let initialize = json!({
+        "jsonrpc": "2.0", "id": 1, "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-11-25",
+            "capabilities": {},
+            "clientInfo": { "name": "test", "version": "1" },
+        },
+    });
+    let begun = posted(&world, &[], &initialize).await;
+    let session = begun.headers["mcp-session-id"]
+        .to_str()
+        .expect("a name")
+        .to_owned();
+    let headers = [
+        ("mcp-session-id", session.as_str()),
+        ("mcp-protocol-version", "2025-11-25"),
+    ];
+    let initialized = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
+    assert_eq!(posted(&world, &headers, &initialized).await.status, 202);
+
+    world.kill_server();
+    world.start_server().await;
+    let call = json!({
+        "jsonrpc": "2.0", "id": 2, "method": "tools/call",
+        "params": { "name": "list_sessions", "arguments": {} },
+    });
+    let answer = posted(&world, &headers, &call).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    assert!(answer.text.contains("\"total\":0"), "{}", answer.text);
 }
