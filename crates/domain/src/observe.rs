@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
+use crate::budget::{Bounds, Budget};
 use crate::ending::Loss;
-use crate::ids::{Attempt, SessionId};
+use crate::ids::{Attempt, OrchestrationId, SessionId};
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::session::{Session, SessionEvent, SessionState};
 use crate::waiting::launch_lost;
@@ -19,6 +20,8 @@ const KILLED_CODE: i64 = 137;
 pub struct Snapshot {
     /// All sessions that are not over, oldest first.
     pub sessions: Vec<Arc<Session>>,
+    /// What bounds the sessions of an orchestration together, of those that are bounded.
+    pub orchestrations: HashMap<OrchestrationId, Bounds>,
     /// What is known of the sandboxes.
     pub sandboxes: Sandboxes,
     /// Sessions for which an action is under way: nothing is concluded or planned for them.
@@ -27,6 +30,15 @@ pub struct Snapshot {
     pub now: Timestamp,
     /// Since when somebody looks; waits that began before are counted from here.
     pub watching_since: Timestamp,
+}
+
+impl Snapshot {
+    /// The budget of a session's orchestration.
+    #[must_use]
+    pub fn budget_of(&self, session: &Session) -> Option<&Budget> {
+        let bounds = self.orchestrations.get(&session.orchestration_id?)?;
+        bounds.budget.as_ref()
+    }
 }
 
 /// What is known of the sandboxes.
@@ -139,6 +151,7 @@ mod tests {
         let sessions = vec![session];
         let snapshot = Snapshot {
             sessions,
+            orchestrations: HashMap::new(),
             sandboxes,
             busy: HashSet::new(),
             now: at(100),
@@ -249,6 +262,7 @@ mod tests {
         let snapshot = Snapshot {
             busy: HashSet::from([session.id]),
             sessions: vec![session],
+            orchestrations: HashMap::new(),
             sandboxes: complete(),
             now: at(100),
             watching_since: at(0),

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::ids::{Attempt, OrchestrationId, SessionId};
+use crate::ids::{Attempt, SessionId};
 use crate::observe::Snapshot;
 use crate::project::Kind;
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::schedule::{Durations, OpenSession, Phase, Slots, choose, rank};
 use crate::session::{Session, SessionState, Standing};
-use crate::waiting::{account_limit, may_launch};
+use crate::waiting::{account_limit, is_afforded, may_launch};
 
 /// How old a sandbox without a session must be before it is removed. A sandbox is made after its
 /// session is recorded, so a young one belongs to a server that is faster than our listing.
@@ -141,7 +141,10 @@ fn open_sessions<'a>(
         } else if is_queued && snapshot.busy.contains(&session.id) {
             // A launch under way takes a slot when it is recorded.
             Phase::HoldsSlot
-        } else if is_queued && may_launch(session, limit, snapshot.now) && ready(session, standing)
+        } else if is_queued
+            && may_launch(session, limit, snapshot.now)
+            && is_afforded(session, snapshot.budget_of(session))
+            && ready(session, standing)
         {
             Phase::Ready
         } else {
@@ -166,15 +169,10 @@ fn slots(snapshot: &Snapshot, limits: &Limits<'_>) -> Slots {
     let slots = kinds.fold(Slots::new(limits.slots_max), |slots, (kind, most)| {
         slots.with_kind(*kind, *most)
     });
-    let mut narrowed: HashMap<OrchestrationId, u32> = HashMap::new();
-    for session in &snapshot.sessions {
-        if let (Some(id), Some(most)) = (session.orchestration_id, session.parallel_max) {
-            let least = narrowed.entry(id).or_insert(most);
-            *least = most.min(*least);
-        }
-    }
-    narrowed.into_iter().fold(slots, |slots, (id, most)| {
-        slots.with_orchestration(id, most as usize)
+    let narrowed = snapshot.orchestrations.iter();
+    narrowed.fold(slots, |slots, (id, bounds)| match bounds.running_max() {
+        Some(most) => slots.with_orchestration(*id, most),
+        None => slots,
     })
 }
 

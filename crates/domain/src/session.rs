@@ -53,8 +53,6 @@ pub struct Session {
     /// Ready sessions of a higher priority start before those of a lower one; 0 when not asked
     /// for otherwise.
     pub priority: i32,
-    /// How many sessions of its orchestration may run at once; no limit of its own when absent.
-    pub parallel_max: Option<u32>,
     /// A shell command that is run instead of Claude: the gate of a landing.
     pub command: Option<String>,
     /// What it divides, where its answer is a plan.
@@ -110,7 +108,6 @@ impl Session {
             created_at,
             title: None,
             priority: 0,
-            parallel_max: None,
             command: None,
             planning: None,
             start_commit: None,
@@ -159,6 +156,7 @@ impl Session {
                     steering.limited_until = steering.limited_until.max(Some(*until));
                 }
             }
+            E::BudgetSpent(_) => steering.budget_spent = true,
             E::BudgetSet(max_usd) => steering.set_budget(*max_usd, self.spent_usd()),
             E::Resumed(resume) => {
                 let mut resume = resume.clone();
@@ -192,7 +190,10 @@ impl Session {
                     event: event.name(),
                 });
             }
-            E::LaunchDecided(attempt) => next.attempt = *attempt,
+            E::LaunchDecided(attempt) => {
+                next.attempt = *attempt;
+                steering.budget_spent = false;
+            }
             E::LaunchLost(_) => {
                 steering.launches_lost += 1;
                 steering.launch_after = Some(launch_after(steering.launches_lost, now));

@@ -40,6 +40,9 @@ pub struct Steering {
     /// US dollars that were spent when `max_cost_usd` was last granted.
     #[serde(skip_serializing_if = "is_nothing")]
     pub granted_from_usd: f64,
+    /// Whether the attempt was refused calls of the model, because a budget is spent.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub budget_spent: bool,
     /// How many launches in a row were lost to the host.
     #[serde(skip_serializing_if = "is_zero")]
     pub launches_lost: u64,
@@ -80,6 +83,8 @@ pub enum Pause {
         /// US dollars spent by all attempts together.
         spent_usd: f64,
     },
+    /// The budget of its orchestration is spent; a larger one lets it go on.
+    OrchestrationBudget,
 }
 
 impl Steering {

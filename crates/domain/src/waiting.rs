@@ -6,12 +6,14 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::budget::{Bounds, Budget};
 use crate::ending::{Ending, FailureCode, Outcome};
-use crate::ids::Attempt;
+use crate::ids::{Attempt, OrchestrationId};
 use crate::session::{Session, SessionEvent, SessionState};
 use crate::steering::{Pause, Resume};
 
@@ -64,9 +66,15 @@ impl UsageLimit {
 /// Whether a session whose Claude ended like this goes on later instead of being over.
 ///
 /// It does when the end was an error that the budget or a usage limit explains, and its work is
-/// safe. `spent_usd` is what all its attempts cost, this one included.
+/// safe. `spent_usd` is what all its attempts cost, this one included; `shares_budget` says whether
+/// its orchestration has a budget.
 #[must_use]
-pub fn pause_after(session: &Session, ending: &Ending, spent_usd: f64) -> Option<Pause> {
+pub fn pause_after(
+    session: &Session,
+    ending: &Ending,
+    spent_usd: f64,
+    shares_budget: bool,
+) -> Option<Pause> {
     use FailureCode as C;
     // A command uses no model: what it prints of limits is somebody's text.
     if session.command.is_some() {
@@ -87,6 +95,10 @@ pub fn pause_after(session: &Session, ending: &Ending, spent_usd: f64) -> Option
         .as_ref()
         .is_some_and(|result| result.subtype == BUDGET_SUBTYPE);
     let steering = &session.steering;
+    let stopped_by_budget = stopped_by_budget || steering.budget_spent;
+    if stopped_by_budget && shares_budget && steering.affords(spent_usd) {
+        return Some(Pause::OrchestrationBudget);
+    }
     if stopped_by_budget || !steering.affords(spent_usd) {
         return Some(Pause::Budget { spent_usd });
     }
@@ -120,6 +132,12 @@ pub fn account_limit<'a>(
     told.max()
 }
 
+/// Whether the budget of a session's orchestration lets it run. A command costs nothing.
+#[must_use]
+pub fn is_afforded(session: &Session, budget: Option<&Budget>) -> bool {
+    session.command.is_some() || budget.is_none_or(|budget| !budget.is_spent())
+}
+
 /// Whether a queued session may be launched as far as limits and lost launches are concerned.
 #[must_use]
 pub fn may_launch(session: &Session, account_limit: Option<Timestamp>, now: Timestamp) -> bool {
@@ -137,9 +155,13 @@ pub fn may_launch(session: &Session, account_limit: Option<Timestamp>, now: Time
 }
 
 /// The pauses that are over, with the events that end them. `sessions` are all that are not over,
-/// oldest first.
+/// oldest first, `orchestrations` bound them.
 #[must_use]
-pub fn resumptions(sessions: &[Arc<Session>], now: Timestamp) -> Vec<(Arc<Session>, SessionEvent)> {
+pub fn resumptions(
+    sessions: &[Arc<Session>],
+    orchestrations: &HashMap<OrchestrationId, Bounds>,
+    now: Timestamp,
+) -> Vec<(Arc<Session>, SessionEvent)> {
     let due = limits_end(sessions, now)
         .into_iter()
         .filter(|(_, at)| *at <= now)
@@ -149,6 +171,14 @@ pub fn resumptions(sessions: &[Arc<Session>], now: Timestamp) -> Vec<(Arc<Sessio
             pause: Pause::Budget { spent_usd },
             ..
         } => session.steering.affords(*spent_usd),
+        SessionState::Paused {
+            pause: Pause::OrchestrationBudget,
+            ..
+        } => {
+            let bounds = session.orchestration_id.map(|id| orchestrations.get(&id));
+            let budget = bounds.flatten().and_then(|bounds| bounds.budget.as_ref());
+            is_afforded(session, budget)
+        }
         _ => false,
     });
     let ended = due.chain(granted).map(|session| {

@@ -60,12 +60,19 @@ pub enum StuckBy {
     DependencyNotStarted(SessionId),
     /// Another budget, or a word to go on.
     Budget,
+    /// Another budget for its orchestration.
+    OrchestrationBudget,
 }
 
 /// How `session` stands to somebody who waits for it; `is_created` tells of a dependency whether
-/// nobody asked for it to run yet.
+/// nobody asked for it to run yet, and `is_afforded` whether its orchestration's budget lets the
+/// session begin.
 #[must_use]
-pub fn waited(session: &Session, is_created: impl Fn(SessionId) -> bool) -> Waited {
+pub fn waited(
+    session: &Session,
+    is_created: impl Fn(SessionId) -> bool,
+    is_afforded: impl Fn(&Session) -> bool,
+) -> Waited {
     match &session.state {
         state if state.is_over() => Waited::Finished,
         SessionState::Created => Waited::Stuck(StuckBy::NotStarted),
@@ -73,6 +80,15 @@ pub fn waited(session: &Session, is_created: impl Fn(SessionId) -> bool) -> Wait
             pause: Pause::Budget { .. },
             ..
         } => Waited::Stuck(StuckBy::Budget),
+        SessionState::Paused {
+            pause: Pause::OrchestrationBudget,
+            ..
+        }
+        | SessionState::Queued
+            if !is_afforded(session) =>
+        {
+            Waited::Stuck(StuckBy::OrchestrationBudget)
+        }
         SessionState::Queued => {
             let dependencies = session.dependencies.iter();
             match dependencies.copied().find(|id| is_created(*id)) {

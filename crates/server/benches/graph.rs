@@ -109,6 +109,7 @@ fn plans(server: &Server) -> Vec<f64> {
     };
     let snapshot = Snapshot {
         sessions: server.store.active(),
+        orchestrations: HashMap::new(),
         sandboxes: Sandboxes::default(),
         busy: HashSet::new(),
         now: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1),

@@ -15,7 +15,7 @@ pub use landing::{GateRunView, LandingView, LeftOutView};
 pub use operation::{
     DEPENDENCIES_MAX, ListQuery, OUTPUT_LINES_DEFAULT, OUTPUT_LINES_MAX, Operation, TIMEOUT_S_MAX,
     flag_param, list_query, new_message, new_orchestration, new_session, number_param, operation,
-    orchestration_id, output_query, session_id,
+    orchestration_id, orchestration_start, output_query, session_id,
 };
 pub use reply::{
     LIST_BYTES_MAX, RenderedPages, cursor_text, digest, orchestrated, orchestration, output,

@@ -78,7 +78,11 @@ impl Concluder {
         let before = session.report.as_ref().and_then(|report| report.usage);
         let mut report = report_of(ending, metered, before);
         let spent_usd = report.usage.map_or(0.0, |usage| usage.cost_usd);
-        let pause = pause_after(session, ending, spent_usd);
+        let shares_budget = session.orchestration_id.is_some_and(|id| {
+            let reported = self.store.budget(id, |_, _| 0.0);
+            reported.is_some()
+        });
+        let pause = pause_after(session, ending, spent_usd, shares_budget);
         if session.steering.runs_low(spent_usd) {
             let max_usd = session.steering.max_cost_usd.unwrap_or_default();
             report.warnings.push(format!(

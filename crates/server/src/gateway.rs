@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -108,6 +108,10 @@ pub struct Gate {
     repository: Repository,
     /// Shared by all gates.
     touched: Arc<Mutex<Touched>>,
+    /// All gates, to know what others of the same orchestration cost.
+    gates: Weak<Mutex<Gates>>,
+    /// The budget of its orchestration that it was told runs low.
+    warned_of: Mutex<Option<f64>>,
     /// How many events told of overlaps.
     overlaps_told: AtomicU32,
 }
@@ -301,6 +305,8 @@ impl Gate {
             handout: Mutex::new(handout),
             repository: session.project.repository.clone(),
             touched: Arc::clone(&gateway.touched),
+            gates: Arc::downgrade(&gateway.gates),
+            warned_of: Mutex::default(),
             overlaps_told: AtomicU32::new(0),
         }
     }
@@ -312,7 +318,13 @@ impl Gate {
     pub async fn job(&self) -> Result<Job, JobError> {
         let make = async || {
             let session = self.parts.store.session(self.session).await?;
-            self.parts.jobs.job(&session, self.attempt).await
+            match self.budget(&session) {
+                None => self.parts.jobs.job(&session, self.attempt).await,
+                Some(budget) => {
+                    let session = session.within(&budget);
+                    self.parts.jobs.job(&session, self.attempt).await
+                }
+            }
         };
         self.job.get_or_try_init(make).await.cloned()
     }

@@ -18,7 +18,9 @@ use baton_domain::dependencies::check_new;
 use baton_domain::ending::Usage;
 use baton_domain::session::Standing;
 use baton_domain::steering::Steering;
-use baton_domain::{OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status};
+use baton_domain::{
+    Attempt, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status,
+};
 use tokio::sync::watch;
 
 pub use coordination::{Caller, WaitGuard};
@@ -206,8 +208,12 @@ impl Orchestrator {
             .filter(|of| of.session.state.live_attempt().is_some())
             .map(|of| of.session.id)
             .collect();
+        let usage = sessions.iter().filter_map(|of| self.usage(&of.session));
+        let usage = usage.fold(Usage::default(), Usage::and);
         Ok(OrchestrationDetails {
             orchestration,
+            usage,
+            budget: self.parts.store.budget(id, self.metered_usd()),
             overlaps: (self.parts.overlaps)(&running),
             sessions,
         })
@@ -336,7 +342,6 @@ impl Orchestrator {
                 project_settings: new.project_settings,
                 title: new.title,
                 priority: new.priority,
-                parallel_max: new.parallel_max,
                 planning: new.planning,
                 steering: Steering {
                     max_cost_usd: new.max_cost_usd,
@@ -394,6 +399,11 @@ impl Orchestrator {
             Some(metered) => Some(before.unwrap_or_default().and(metered)),
             None => before,
         }
+    }
+
+    /// Estimates what attempts under way have cost, in US dollars.
+    fn metered_usd(&self) -> impl Fn(SessionId, Attempt) -> f64 {
+        |session, attempt| (self.parts.meter)(session, attempt).map_or(0.0, |usage| usage.cost_usd)
     }
 
     fn details(&self, session: Arc<Session>) -> SessionDetails {

@@ -245,6 +245,7 @@ impl Reconciler {
                 host_rebooted: self.host_rebooted,
                 untold: untold.collect(),
             },
+            orchestrations: self.parts.gateway.bounds(&sessions),
             sessions,
             busy: self.busy.clone(),
             now: self.parts.clock.now(),
@@ -440,7 +441,8 @@ impl Reconciler {
             tracing::warn!(session = %session.id, event = ?event, "a sandbox is lost");
             record(&self.parts, session.id, event).await;
         }
-        for (session, event) in resumptions(&snapshot.sessions, snapshot.now) {
+        let resumed = resumptions(&snapshot.sessions, &snapshot.orchestrations, snapshot.now);
+        for (session, event) in resumed {
             record(&self.parts, session.id, event).await;
             any_news = true;
         }

@@ -17,11 +17,13 @@ mod types;
 mod watchers;
 mod writer;
 
+use std::collections::HashMap;
 use std::fs::{DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use baton_domain::budget::{Bounds, Budget, Spending};
 use baton_domain::landing::Landing;
 use baton_domain::session::Standing;
 use baton_domain::waits::Wait;
@@ -93,7 +95,7 @@ impl Store {
         let directory = Arc::new(Directory::new());
         let live = reads.live().await?;
         directory.load(
-            reads.orchestration_ids().await?,
+            reads.orchestrations().await?,
             reads.landings().await?,
             reads.entries().await?,
             live.iter()
@@ -302,6 +304,69 @@ impl Store {
         let tables = self.inner.directory.tables();
         let entry = session.orchestration_id.and_then(|id| tables.landing(id));
         entry.is_some_and(|entry| *entry.repository() == session.project.repository)
+    }
+
+    /// What bounds the orchestrations of these sessions, of those that are bounded; `metered`
+    /// estimates what an attempt under way has cost in US dollars. Answered from memory.
+    #[must_use]
+    pub fn bounds(
+        &self,
+        sessions: &[Arc<Session>],
+        metered: impl Fn(SessionId, Attempt) -> f64,
+    ) -> HashMap<OrchestrationId, Bounds> {
+        let bounded = self.inner.directory.tables().bounded(sessions);
+        let bounds = bounded.into_iter().map(|(id, parallel_max)| {
+            let budget = self.budget(id, &metered);
+            let bounds = Bounds {
+                parallel_max,
+                budget,
+            };
+            (id, bounds)
+        });
+        bounds.collect()
+    }
+
+    /// The budget of an orchestration, where it has one; see [`Store::bounds`].
+    #[must_use]
+    pub fn budget(
+        &self,
+        id: OrchestrationId,
+        metered: impl Fn(SessionId, Attempt) -> f64,
+    ) -> Option<Budget> {
+        let max_usd = self.inner.directory.tables().max_cost_usd(id)?;
+        let spending = self.spending(id, metered);
+        Some(Budget { max_usd, spending })
+    }
+
+    /// What the sessions of an orchestration cost so far; see [`Store::bounds`].
+    #[must_use]
+    pub fn spending(
+        &self,
+        id: OrchestrationId,
+        metered: impl Fn(SessionId, Attempt) -> f64,
+    ) -> Spending {
+        let (reported, running) = self.inner.directory.tables().spending(id);
+        Spending {
+            running_usd: running
+                .iter()
+                .map(|(id, attempt)| metered(*id, *attempt))
+                .sum(),
+            ..reported
+        }
+    }
+
+    /// Sets what all sessions of an orchestration together may cost, in US dollars; durable on
+    /// return.
+    ///
+    /// # Errors
+    /// [`StoreError::OrchestrationNotFound`].
+    pub async fn set_budget(&self, id: OrchestrationId, max_usd: f64) -> Result<(), StoreError> {
+        self.ask(|answer| Request::Budget {
+            id,
+            max_usd,
+            answer,
+        })
+        .await
     }
 
     /// Orchestrations whose landing is not over, or has something new to look at; oldest first.

@@ -48,6 +48,7 @@ struct App {
     runtime: Arc<FakeRuntime>,
     health: Arc<RuntimeHealth>,
     orchestrator: Orchestrator,
+    gateway: Gateway,
     reconciler: Reconciler,
     slots_max: usize,
 }
@@ -119,7 +120,7 @@ impl App {
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),
             runtime: Arc::clone(&runtime) as Arc<dyn Runtime>,
-            gateway,
+            gateway: gateway.clone(),
             concluder: Concluder::new(store.clone(), repos.clone(), Arc::clone(&clock)),
             lander: Lander::new(
                 store.clone(),
@@ -149,6 +150,7 @@ impl App {
             runtime,
             health,
             orchestrator,
+            gateway,
             reconciler,
             slots_max,
         }

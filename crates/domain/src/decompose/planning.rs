@@ -9,7 +9,6 @@ use super::{DependencyMode, PlanLimits, ProposedGraph, ProposedSession, Request,
 use crate::ids::{ClaudeSessionId, SessionId};
 use crate::project::Project;
 use crate::session::{Session, SessionState};
-use crate::steering::Steering;
 
 /// What a planning session divides. Kept with it, so that its answer can be taken whenever it
 /// comes.
@@ -103,11 +102,6 @@ pub fn planned_sessions(
             project_settings: planner.project_settings,
             title: Some(proposed.title.clone()),
             priority: planner.priority,
-            parallel_max: planner.parallel_max,
-            steering: Steering {
-                max_cost_usd: planner.steering.max_cost_usd,
-                ..Steering::default()
-            },
             ..Session::new(id, proposed.kind, project, conversation, now)
         }
     };

@@ -4,6 +4,8 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::*;
+use crate::budget::{Bounds, Budget, Spending};
+use crate::ids::OrchestrationId;
 use crate::observe::Sandboxes;
 use crate::sandbox::sandbox_id;
 use crate::testing::{at, letter, session, session_id, state};
@@ -53,6 +55,7 @@ fn snapshot(sessions: &str, sandboxes: &str) -> Snapshot {
     };
     Snapshot {
         sessions,
+        orchestrations: HashMap::new(),
         sandboxes,
         busy: HashSet::new(),
         now: at(3_600),
@@ -176,12 +179,15 @@ fn the_longest_way_to_go_is_begun_first() {
 #[test]
 fn orchestrations_and_kinds_have_limits_of_their_own() {
     let mut together = snapshot("a:running b:queued c:queued", "a:running");
+    let id = OrchestrationId(uuid::Uuid::nil());
     for name in ["a", "b"] {
-        changed(&mut together, name, |one| {
-            one.orchestration_id = Some(OrchestrationId(uuid::Uuid::nil()));
-            one.parallel_max = Some(1);
-        });
+        changed(&mut together, name, |one| one.orchestration_id = Some(id));
     }
+    let one_at_once = Bounds {
+        parallel_max: Some(1),
+        budget: None,
+    };
+    together.orchestrations.insert(id, one_at_once);
     let standing = standings(&together, "");
     let actions = plan(&together, standing, &limits());
     assert_eq!(render(&actions), "launch c, prepare b");
@@ -193,6 +199,50 @@ fn orchestrations_and_kinds_have_limits_of_their_own() {
     };
     let standing = standings(&alike, "");
     assert_eq!(render(&plan(&alike, standing, &limits)), "");
+}
+
+/// `a` is over and cost something, `b` and `c` are queued, `d` runs a command.
+#[track_caller]
+fn check_budget(reported_usd: f64, running_usd: f64, expected: Expect) {
+    let mut one = snapshot("b:queued c:queued d:queued e:queued", "");
+    let id = OrchestrationId(uuid::Uuid::nil());
+    for name in ["b", "c", "d"] {
+        changed(&mut one, name, |one| one.orchestration_id = Some(id));
+    }
+    changed(&mut one, "d", |one| one.command = Some("make test".into()));
+    let budget = Budget {
+        max_usd: 10.0,
+        spending: Spending {
+            reported_usd,
+            reported_by: 1,
+            running_usd,
+        },
+    };
+    let bounds = Bounds {
+        parallel_max: None,
+        budget: Some(budget),
+    };
+    one.orchestrations.insert(id, bounds);
+    let limits = Limits {
+        slots_max: 4,
+        prepared_max: 0,
+        ..limits()
+    };
+    let standing = standings(&one, "");
+    expected.assert_eq(&render(&plan(&one, standing, &limits)));
+}
+
+#[test]
+fn nothing_new_starts_with_a_spent_budget_but_what_costs_nothing() {
+    check_budget(1.0, 0.0, expect!["launch b, launch c, launch d, launch e"]);
+    check_budget(10.2, 0.0, expect!["launch d, launch e"]);
+    check_budget(4.0, 6.0, expect!["launch d, launch e"]);
+}
+
+#[test]
+fn no_more_start_at_once_than_the_budget_is_likely_to_bear() {
+    check_budget(4.0, 0.0, expect!["launch b, launch e"]);
+    check_budget(3.0, 0.0, expect!["launch b, launch c, launch e"]);
 }
 
 #[test]

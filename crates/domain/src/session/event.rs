@@ -45,6 +45,9 @@ pub enum SessionEvent {
     MessageTold(Attempt, u64),
     /// The model API refuses the account's calls until then.
     LimitHit(Attempt, Timestamp),
+    /// The model is called no more for the attempt: its budget, or that of its orchestration, is
+    /// spent.
+    BudgetSpent(Attempt),
     /// A client set what all attempts together may cost, in US dollars.
     BudgetSet(f64),
     /// Its work was brought to this branch after it had finished.
@@ -73,6 +76,7 @@ impl SessionEvent {
             Self::MessageSent(_) => "message",
             Self::MessageTold(..) => "message told",
             Self::LimitHit(..) => "usage limit",
+            Self::BudgetSpent(_) => "budget spent",
             Self::BudgetSet(_) => "budget",
             Self::Landed(_) => "landed",
         }

@@ -204,7 +204,7 @@ impl SessionState {
                 | Self::Concluding { .. },
                 E::MessageSent(_),
             ) => Ok(self.clone()),
-            (state, E::MessageTold(of, _) | E::LimitHit(of, _))
+            (state, E::MessageTold(of, _) | E::LimitHit(of, _) | E::BudgetSpent(of))
                 if state.live_attempt() == Some(*of) =>
             {
                 Ok(self.clone())

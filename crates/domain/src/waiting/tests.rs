@@ -4,6 +4,7 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::*;
+use crate::budget::Spending;
 use crate::ending::{ClaudeResult, Cut, Usage};
 use crate::testing::{at, letter, session, session_id};
 
@@ -49,7 +50,7 @@ fn check(entries: &str, now: i64, expected: Expect) {
     let (sessions, now) = (sessions(entries), at(now));
     let limit = account_limit(&sessions, now);
     let second = |at: Option<Timestamp>| at.map_or("-".into(), |at| at.as_second().to_string());
-    let resumed: String = resumptions(&sessions, now)
+    let resumed: String = resumptions(&sessions, &HashMap::new(), now)
         .iter()
         .map(|(one, _)| letter(one.id))
         .collect();
@@ -162,8 +163,11 @@ fn what_a_command_prints_of_limits_is_no_limit() {
     let mut gate = session("a:concluding");
     gate.steering.limited_until = Some(at(100));
     gate.command = Some("make test".into());
-    assert_eq!(pause_after(&gate, &ended(true, "success"), 1.0), None);
-    assert_eq!(pause_after(&gate, &Ending::default(), 1.0), None);
+    assert_eq!(
+        pause_after(&gate, &ended(true, "success"), 1.0, false),
+        None
+    );
+    assert_eq!(pause_after(&gate, &Ending::default(), 1.0, false), None);
 }
 
 #[test]
@@ -203,10 +207,11 @@ fn ended(is_error: bool, subtype: &str) -> Ending {
 fn check_end(entry: &str, ending: &Ending, spent_usd: f64, expected: &str) {
     let mut one = limited(entry);
     one.steering.max_cost_usd = Some(2.0);
-    let pause = match pause_after(&one, ending, spent_usd) {
+    let pause = match pause_after(&one, ending, spent_usd, false) {
         None => "none".to_owned(),
         Some(Pause::UsageLimit { until }) => format!("limit {}", until.as_second()),
         Some(Pause::Budget { spent_usd }) => format!("budget {spent_usd}"),
+        Some(Pause::OrchestrationBudget) => "shared budget".to_owned(),
     };
     assert_eq!(pause, expected, "{entry} {ending:?}");
 }
@@ -249,13 +254,60 @@ fn a_budget_pause_ends_when_the_budget_is_raised() {
     };
     *pause = Pause::Budget { spent_usd: 2.0 };
     one.steering.max_cost_usd = Some(2.0);
-    assert!(resumptions(&[Arc::new(one.clone())], at(50)).is_empty());
+    assert!(resumptions(&[Arc::new(one.clone())], &HashMap::new(), at(50)).is_empty());
     one = one
         .after(&SessionEvent::BudgetSet(5.0), at(51))
         .expect("is paused");
-    let resumed = resumptions(&[Arc::new(one.clone())], at(52));
+    let resumed = resumptions(&[Arc::new(one.clone())], &HashMap::new(), at(52));
     let on = one.after(&resumed[0].1, at(52)).expect("is paused");
     assert_eq!(on.steering.max_cost_usd, Some(5.0));
+}
+
+#[test]
+fn who_was_stopped_by_the_budget_of_all_waits_for_that_one() {
+    let pause = |subtype: &str, refused: bool, own_usd: Option<f64>, shares: bool| {
+        let mut one = limited("a:concluding");
+        one.steering.max_cost_usd = own_usd;
+        one.steering.budget_spent = refused;
+        pause_after(&one, &ended(true, subtype), 2.0, shares)
+    };
+    let own = Some(Pause::Budget { spent_usd: 2.0 });
+    let shared = Some(Pause::OrchestrationBudget);
+    assert_eq!(pause("error_max_budget_usd", false, None, true), shared);
+    assert_eq!(pause("success", true, None, true), shared);
+    assert_eq!(pause("success", true, Some(5.0), true), shared);
+    assert_eq!(pause("success", true, Some(2.0), true), own);
+    assert_eq!(pause("success", true, Some(2.5), false), own);
+    // An error of its own, while the others spend.
+    assert_eq!(pause("success", false, None, true), None);
+}
+
+#[test]
+fn a_larger_budget_of_all_lets_all_go_on_that_wait_for_it() {
+    let id = OrchestrationId(uuid::Uuid::nil());
+    let mut one = limited("a:limited@100");
+    one.steering.limited_until = None;
+    one.orchestration_id = Some(id);
+    let SessionState::Paused { pause, .. } = &mut one.state else {
+        panic!("{one:?}");
+    };
+    *pause = Pause::OrchestrationBudget;
+    let one = Arc::new(one);
+    let resumed = |max_usd: f64| {
+        let spending = Spending {
+            reported_usd: 6.0,
+            reported_by: 2,
+            running_usd: 4.0,
+        };
+        let bounds = Bounds {
+            parallel_max: None,
+            budget: Some(Budget { max_usd, spending }),
+        };
+        resumptions(&[Arc::clone(&one)], &HashMap::from([(id, bounds)]), at(50)).len()
+    };
+    assert_eq!(resumed(10.0), 0);
+    assert_eq!(resumed(10.05), 0);
+    assert_eq!(resumed(12.0), 1);
 }
 
 #[test]
@@ -292,7 +344,7 @@ proptest! {
         let mut steps = 0;
         while let Some(next) = next_change(&all, now) {
             now = next;
-            for (one, event) in resumptions(&all, now) {
+            for (one, event) in resumptions(&all, &HashMap::new(), now) {
                 prop_assert!(now >= lifted);
                 let place = all.iter().position(|of| of.id == one.id).expect("one of them");
                 let on = one.after(&event, now);

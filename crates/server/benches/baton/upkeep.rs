@@ -190,6 +190,7 @@ impl Upkeep {
     fn actions(&self) -> usize {
         let snapshot = Snapshot {
             sessions: self.store.active(),
+            orchestrations: std::collections::HashMap::new(),
             sandboxes: Sandboxes::default(),
             busy: std::collections::HashSet::new(),
             now: self.clock.now(),

@@ -207,10 +207,12 @@ impl From<OrchestratorError> for ApiError {
                 )
                 .with(json!({ "status": "blocked", "blockedBy": dependency }))
             }
-            E::BudgetSpent { spent_usd, .. } => Self::field(
-                "options.maxCostUsd",
-                format!("must be more than the ${spent_usd:.2} that are spent already"),
-            ),
+            E::BudgetSpent { spent_usd, .. } | E::OrchestrationBudgetSpent { spent_usd, .. } => {
+                Self::field(
+                    "options.maxCostUsd",
+                    format!("must be more than the ${spent_usd:.2} that are spent already"),
+                )
+            }
             E::Refused(refusal) => of_refusal(refusal),
         };
         Self {

@@ -206,6 +206,7 @@ fn event_name(event: &SessionEvent) -> &'static str {
         SessionEvent::MessageSent(_) => "message_sent",
         SessionEvent::MessageTold(..) => "message_told",
         SessionEvent::LimitHit(..) => "usage_limit_hit",
+        SessionEvent::BudgetSpent(_) => "budget_spent",
         SessionEvent::BudgetSet(_) => "budget_set",
         SessionEvent::Landed(_) => "landed",
     }

@@ -120,8 +120,8 @@ pub enum Operation {
     Orchestrate(Box<NewOrchestration>),
     /// `orchestration.get`
     OrchestrationGet(OrchestrationId),
-    /// `orchestration.start`
-    OrchestrationStart(OrchestrationId),
+    /// `orchestration.start`, with what it may cost from now on, in US dollars
+    OrchestrationStart(OrchestrationId, Option<f64>),
     /// `orchestration.cancel`
     OrchestrationCancel(OrchestrationId),
 }
@@ -209,7 +209,8 @@ fn unwrapped(fields: &Object<'_, 15>) -> Result<Operation, ApiError> {
         "orchestrate" => Operation::Orchestrate(Box::new(new_orchestration_of(fields)?)),
         "orchestration.get" => Operation::OrchestrationGet(id_field(fields, "orchestrationId")?),
         "orchestration.start" => {
-            Operation::OrchestrationStart(id_field(fields, "orchestrationId")?)
+            let id = id_field(fields, "orchestrationId")?;
+            Operation::OrchestrationStart(id, budget_option(fields)?)
         }
         "orchestration.cancel" => {
             Operation::OrchestrationCancel(id_field(fields, "orchestrationId")?)
@@ -255,6 +256,18 @@ pub fn new_message(body: &[u8]) -> Result<NewMessage, ApiError> {
     let fields = Object::read(json::checked(body)?, "", FIELDS)?;
     let options = fields.object("options", OPTION_FIELDS)?;
     new_message_of(&fields, options)
+}
+
+/// Reads the body of `POST /api/v1/orchestrations/{id}/start`, which may be empty: the webhook's
+/// `orchestration.start` without `type` and `orchestrationId`. Gives what it may cost from now on.
+///
+/// # Errors
+/// As [`operation`].
+pub fn orchestration_start(body: &[u8]) -> Result<Option<f64>, ApiError> {
+    match body.is_empty() {
+        true => Ok(None),
+        false => budget_option(&Object::read(json::checked(body)?, "", FIELDS)?),
+    }
 }
 
 /// Reads the query of `GET /api/v1/sessions`.
@@ -356,7 +369,6 @@ fn new_session_of(
         project_settings: flag("projectSettings")?.unwrap_or(false),
         orchestration_id: optional_id_field(session, "orchestrationId")?,
         title: None,
-        parallel_max: None,
         planning: None,
         priority: priority_option(&places)?,
         max_cost_usd: first_of(&places, |options| {
@@ -380,6 +392,13 @@ fn new_message_of(
         text: text.into_owned(),
         max_cost_usd: max_cost_usd.transpose()?.flatten(),
     })
+}
+
+fn budget_option(fields: &Object<'_, 15>) -> Result<Option<f64>, ApiError> {
+    match fields.object("options", OPTION_FIELDS)? {
+        Some(options) => options.amount("maxCostUsd", COST_USD_MAX),
+        None => Ok(None),
+    }
 }
 
 /// What the first of several objects holds that holds anything; all are checked.

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use baton_domain::budget::Budget;
 use baton_domain::ending::{Outcome, Usage};
 use baton_domain::output::{Artifact, SessionResult};
 use baton_domain::sandbox::sandbox_id;
@@ -196,6 +197,7 @@ impl<'a> SessionView<'a> {
 #[schema(as = Pause)]
 pub struct PauseView {
     /// `usage_limit`: it goes on by itself. `budget`: a message or a larger budget lets it go on.
+    /// `orchestration_budget`: a larger budget of its orchestration does.
     pub reason: &'static str,
     /// Of `usage_limit`: when the limit is lifted.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -218,6 +220,11 @@ impl PauseView {
                 reason: "budget",
                 until: None,
                 spent_usd: Some(*spent_usd),
+            },
+            Pause::OrchestrationBudget => Self {
+                reason: "orchestration_budget",
+                until: None,
+                spent_usd: None,
             },
         }
     }
@@ -348,14 +355,44 @@ pub struct OrchestrationView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub started_at: Option<Millis>,
-    /// Tokens and cost of all its sessions so far.
+    /// Tokens and cost of all its sessions so far, with an estimate of those that run.
     #[schema(value_type = Object)]
     pub usage: Usage,
+    /// What its sessions may cost together, where that is limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<BudgetView>,
     /// Files that several of its running sessions have changed: they will have to be merged.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overlaps: Vec<OverlapView<'a>>,
     /// Its sessions in order of creation, runs of its gate included.
     pub sessions: Vec<SessionView<'a>>,
+}
+
+/// The budget of an orchestration.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Budget)]
+pub struct BudgetView {
+    /// US dollars that its sessions together may cost.
+    pub max_cost_usd: f64,
+    /// US dollars that are spent, with an estimate of the attempts under way.
+    pub spent_usd: f64,
+    /// `open`; `low` from 80 % on; `spent`: nothing new starts, and what ran pauses.
+    pub status: &'static str,
+}
+
+impl BudgetView {
+    fn new(budget: &Budget) -> Self {
+        Self {
+            max_cost_usd: budget.max_usd,
+            spent_usd: budget.spending.total_usd(),
+            status: match (budget.is_spent(), budget.runs_low()) {
+                (true, _) => "spent",
+                (false, true) => "low",
+                (false, false) => "open",
+            },
+        }
+    }
 }
 
 /// A file that several running sessions have changed.
@@ -376,8 +413,7 @@ impl<'a> OrchestrationView<'a> {
     pub fn new(details: &'a OrchestrationDetails) -> Self {
         let orchestration = &details.orchestration;
         let sessions = details.sessions.iter().map(|of| &of.session);
-        let started_at = sessions.clone().filter_map(|of| of.state.started_at());
-        let used = sessions.filter_map(|of| of.report.as_ref()?.usage.as_ref());
+        let started_at = sessions.filter_map(|of| of.state.started_at());
         let overlaps = details.overlaps.iter().map(|overlap| OverlapView {
             path: &overlap.path,
             session_ids: &overlap.sessions,
@@ -391,7 +427,8 @@ impl<'a> OrchestrationView<'a> {
             landing: LandingView::new(orchestration),
             summary: standing(details),
             started_at: started_at.min().map(Millis),
-            usage: used.fold(Usage::default(), |total, usage| total.and(*usage)),
+            usage: details.usage,
+            budget: details.budget.as_ref().map(BudgetView::new),
             overlaps: overlaps.collect(),
             sessions: details.sessions.iter().map(SessionView::new).collect(),
         }
@@ -411,7 +448,24 @@ fn standing(details: &OrchestrationDetails) -> String {
     let plural = if all == 1 { "" } else { "s" };
     let how = details.orchestration.summary.trim_end_matches('.');
     let stop = if how.is_empty() { "" } else { ". " };
-    format!("{how}{stop}{all} session{plural}: {}.", counts.join(", "))
+    let counts = counts.join(", ");
+    let cost = details.budget.as_ref().map_or_else(String::new, cost);
+    format!("{how}{stop}{all} session{plural}: {counts}.{cost}")
+}
+
+/// What a person should know of a budget; empty while there is nothing.
+fn cost(budget: &Budget) -> String {
+    let (spent_usd, max_usd) = (budget.spending.total_usd(), budget.max_usd);
+    if budget.is_spent() {
+        return format!(
+            " The budget is spent (${spent_usd:.2} of ${max_usd:.2}): a larger one lets it go on, \
+             with orchestration.start and options.maxCostUsd."
+        );
+    }
+    match budget.runs_low() {
+        true => format!(" About ${spent_usd:.2} of the budget of ${max_usd:.2} are spent."),
+        false => String::new(),
+    }
 }
 
 /// Runs of the gate count by what came of the landing only.

@@ -1,14 +1,34 @@
 //! What a sandbox's model calls cost, and the limits they meet.
 
-use std::sync::PoisonError;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::response::Response;
+use baton_domain::budget::{Bounds, Budget};
 use baton_domain::waiting::{LIMIT_TOLD_MAX, UsageLimit};
-use baton_domain::{Session, SessionEvent};
+use baton_domain::{Attempt, OrchestrationId, Session, SessionEvent, SessionId};
 
-use super::Gate;
 use super::model::{TokenCounts, budget_spent};
+use super::{Gate, Gates, Gateway};
+
+impl Gateway {
+    /// What bounds the orchestrations of these sessions together, of those that are bounded.
+    #[must_use]
+    pub fn bounds(&self, sessions: &[Arc<Session>]) -> HashMap<OrchestrationId, Bounds> {
+        let metered = |session, attempt| metered_usd(&self.gates, session, attempt);
+        self.parts.store.bounds(sessions, metered)
+    }
+}
+
+/// About how many US dollars an attempt under way has cost, since its socket was opened.
+fn metered_usd(gates: &Mutex<Gates>, session: SessionId, attempt: Attempt) -> f64 {
+    let gates = gates.lock().unwrap_or_else(PoisonError::into_inner);
+    gates.get(&(session, attempt)).map_or(0.0, |gate| {
+        let metered = gate.metered.lock().unwrap_or_else(PoisonError::into_inner);
+        metered.cost_usd
+    })
+}
 
 impl Gate {
     /// Counts an answer of the model.
@@ -23,39 +43,89 @@ impl Gate {
     }
 
     /// What a call of the model is answered without asking the API, because far more than the
-    /// session's budget is spent; none where it may be made. Gives the session's one warning on
-    /// the way.
+    /// session's budget is spent, or all of its orchestration's; none where it may be made. Gives
+    /// one warning of each on the way. That a call was refused is recorded before Claude hears of
+    /// it, so that its end is known for a pause.
     pub(super) async fn refused_call(&self) -> Option<Response> {
         let session = self.parts.store.cached_session(self.session)?;
         if session.attempt != self.attempt {
             return None;
         }
+        let message = match self.refused_by_own(&session).await {
+            None => self.refused_by_shared(&session).await,
+            own => own,
+        }?;
+        let event = SessionEvent::BudgetSpent(self.attempt);
+        if !session.steering.budget_spent
+            && let Err(error) = self.apply(&event, None).await
+        {
+            tracing::warn!(session = %self.session, %error, "a spent budget was not recorded");
+        }
+        Some(budget_spent(&message))
+    }
+
+    /// The budget of the session's orchestration, what runs of it included.
+    pub(super) fn budget(&self, session: &Session) -> Option<Budget> {
+        let gates = self.gates.upgrade()?;
+        let metered = |session, attempt| metered_usd(&gates, session, attempt);
+        self.parts.store.budget(session.orchestration_id?, metered)
+    }
+
+    /// Why the budget of its orchestration allows no call.
+    async fn refused_by_shared(&self, session: &Session) -> Option<String> {
+        let budget = self.budget(session)?;
+        let (spent_usd, max_usd) = (budget.spending.total_usd(), budget.max_usd);
+        if budget.is_over() {
+            tracing::warn!(session = %self.session, spent_usd, max_usd, "over its orchestration's budget");
+            return Some(format!(
+                "the sessions of the orchestration have spent about ${spent_usd:.2} of its budget \
+                 of ${max_usd:.2}; they pause until somebody raises options.maxCostUsd"
+            ));
+        }
+        let is_known = || {
+            let mut warned_of = self
+                .warned_of
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            warned_of.replace(max_usd) == Some(max_usd)
+        };
+        if budget.runs_low() && !is_known() {
+            self.note(&format!(
+                "About ${spent_usd:.2} of the orchestration's budget of ${max_usd:.2} are spent; \
+                 at 100 % its sessions pause and ask."
+            ))
+            .await;
+        }
+        None
+    }
+
+    /// Why its own budget allows no call.
+    async fn refused_by_own(&self, session: &Session) -> Option<String> {
         let steering = &session.steering;
         let max_usd = steering.max_cost_usd?;
         let metered = *self.metered.lock().unwrap_or_else(PoisonError::into_inner);
         let spent_usd = steering.cost_before_usd + metered.cost_usd;
         if steering.is_far_over(spent_usd) {
-            let message = format!(
+            tracing::warn!(session = %self.session, spent_usd, max_usd, "far over its budget");
+            return Some(format!(
                 "the session has spent about ${spent_usd:.2} of its budget of ${max_usd:.2}; it \
                  pauses until somebody sends it a message or raises options.maxCostUsd"
-            );
-            tracing::warn!(session = %self.session, spent_usd, max_usd, "far over its budget");
-            return Some(budget_spent(&message));
+            ));
         }
         if steering.runs_low(spent_usd) && !self.warned.swap(true, Ordering::Relaxed) {
-            self.warn(&session, spent_usd, max_usd).await;
+            self.note(&format!(
+                "About ${spent_usd:.2} of the budget of ${max_usd:.2} are spent; at 100 % the \
+                 session pauses and asks."
+            ))
+            .await;
         }
         None
     }
 
-    async fn warn(&self, session: &Session, spent_usd: f64, max_usd: f64) {
-        let text = format!(
-            "About ${spent_usd:.2} of the budget of ${max_usd:.2} are spent; at 100 % the session \
-             pauses and asks."
-        );
+    async fn note(&self, text: &str) {
         let now = self.parts.clock.now();
-        if let Err(error) = self.parts.store.append_note(session.id, &text, now).await {
-            tracing::warn!(session = %session.id, %error, "a warning was not recorded");
+        if let Err(error) = self.parts.store.append_note(self.session, text, now).await {
+            tracing::warn!(session = %self.session, %error, "a warning was not recorded");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
@@ -40,6 +41,21 @@ impl FromRequest<HttpState> for JsonBody {
                 ),
             )),
         }
+    }
+}
+
+/// The same, or nothing at all.
+pub(super) struct OptionalJsonBody(pub(super) Bytes);
+
+impl FromRequest<HttpState> for OptionalJsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &HttpState) -> Result<Self, ApiError> {
+        if request.body().is_end_stream() {
+            return Ok(Self(Bytes::new()));
+        }
+        let JsonBody(body) = JsonBody::from_request(request, state).await?;
+        Ok(Self(body))
     }
 }
 

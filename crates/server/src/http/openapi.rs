@@ -114,7 +114,8 @@ pub(super) struct OptionsBody {
     /// Ready sessions of a higher priority start first. 50 when absent.
     #[schema(minimum = 0, maximum = 100)]
     priority: Option<u32>,
-    /// US dollars it may cost before it pauses and asks. No limit when absent.
+    /// US dollars it may cost before it pauses and asks; of an orchestration, all its sessions
+    /// together. No limit when absent.
     #[schema(exclusive_minimum = 0, maximum = 1_000_000)]
     max_cost_usd: Option<f64>,
 }
@@ -148,6 +149,15 @@ pub(super) struct NewMessageBody {
     #[schema(min_length = 1)]
     text: String,
     /// `maxCostUsd`: what all attempts of the session together may cost, those before included.
+    options: Option<OptionsBody>,
+}
+
+/// How an orchestration goes on.
+#[derive(ToSchema)]
+#[schema(as = OrchestrationStart)]
+#[expect(dead_code, reason = "describes a body that is read by hand")]
+pub(super) struct OrchestrationStartBody {
+    /// `maxCostUsd`: what all its sessions together may cost, what is spent included.
     options: Option<OptionsBody>,
 }
 

@@ -8,10 +8,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::HttpState;
-use super::body::JsonBody;
+use super::body::{JsonBody, OptionalJsonBody};
 use super::openapi::{
     ErrorAnswer, NewMessageBody, NewOrchestrationBody, NewSessionBody, OrchestratedAnswer,
-    OrchestrationAnswer, OutputAnswer, SessionAnswer, SessionListAnswer,
+    OrchestrationAnswer, OrchestrationStartBody, OutputAnswer, SessionAnswer, SessionListAnswer,
 };
 use super::operations::idempotency_key;
 use super::respond::RawJson;
@@ -309,12 +309,13 @@ pub(super) async fn get_orchestration(
     Ok(RawJson::ok(api::orchestration(&details)))
 }
 
-/// Asks for all sessions of an orchestration to run that were only created.
+/// Asks for all sessions of an orchestration to run that were only created; may set its budget.
 #[utoipa::path(
     post,
     path = "/api/v1/orchestrations/{id}/start",
     tag = "orchestrations",
     params(("id" = uuid::Uuid, Path)),
+    request_body = Option<OrchestrationStartBody>,
     responses(
         (status = 200, description = "They start, or wait", body = OrchestrationAnswer),
         (status = "4XX", description = "Not there", body = ErrorAnswer),
@@ -324,9 +325,12 @@ pub(super) async fn get_orchestration(
 pub(super) async fn start_orchestration(
     State(state): State<HttpState>,
     PathId(id): PathId,
+    OptionalJsonBody(body): OptionalJsonBody,
 ) -> Result<RawJson, ApiError> {
     let id = api::orchestration_id(&id)?;
-    let details = state.orchestrator.start_orchestration(id).await?;
+    let max_cost_usd = api::orchestration_start(&body)?;
+    let started = state.orchestrator.start_orchestration(id, max_cost_usd);
+    let details = started.await?;
     Ok(RawJson::ok(api::orchestration(&details)))
 }
 

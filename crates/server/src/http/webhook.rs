@@ -61,8 +61,9 @@ async fn answer(state: &HttpState, request: Request) -> Result<Bytes, ApiError> 
         Operation::OrchestrationGet(id) => {
             api::orchestration(&orchestrator.orchestration(id).await?).into()
         }
-        Operation::OrchestrationStart(id) => {
-            api::orchestration(&orchestrator.start_orchestration(id).await?).into()
+        Operation::OrchestrationStart(id, max_cost_usd) => {
+            let started = orchestrator.start_orchestration(id, max_cost_usd).await?;
+            api::orchestration(&started).into()
         }
         Operation::OrchestrationCancel(id) => {
             api::orchestration(&orchestrator.cancel_orchestration(id).await?).into()

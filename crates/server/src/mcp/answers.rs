@@ -111,6 +111,7 @@ pub(super) fn to_cents(usd: f64) -> f64 {
 /// Texts of the API name its operations; here they go by other names.
 pub(super) fn in_tools_words(text: &str) -> String {
     [
+        ("orchestration.start", "start_claude_session"),
         ("session.start", "start_claude_session"),
         ("session.retry", "retry_session"),
         ("session.message", "message_session"),
@@ -132,6 +133,14 @@ fn next(details: &SessionDetails) -> String {
             },
             _,
         ) => "message_session, with maxCostUsd for a larger budget".to_owned(),
+        (
+            SessionState::Paused {
+                pause: Pause::OrchestrationBudget,
+                ..
+            },
+            _,
+        ) => "start_claude_session with orchestrationId, and maxCostUsd for a larger budget"
+            .to_owned(),
         (SessionState::Blocked { dependency, .. }, _) => {
             format!("retry_session for {dependency}, which is in its way")
         }
@@ -308,6 +317,10 @@ fn wanted(id: SessionId, by: StuckBy) -> String {
         StuckBy::DependencyNotStarted(dependency) => {
             format!("{id} depends on {dependency}, which was not started: start_claude_session")
         }
+        StuckBy::OrchestrationBudget => format!(
+            "{id} waits for a larger budget of its orchestration: start_claude_session with \
+             orchestrationId and maxCostUsd"
+        ),
         StuckBy::Budget => {
             format!("{id} has spent its budget: message_session, with a larger maxCostUsd")
         }
@@ -367,7 +380,7 @@ pub(super) fn orchestrated(made: &Orchestrated, auto_start: bool) -> Value {
         summary: &made.summary,
         next: match auto_start {
             true => "wait_for_session with all sessionIds, then get_orchestration",
-            false => "start_claude_session for each, all at once",
+            false => "start_claude_session with orchestrationId",
         },
     })
 }

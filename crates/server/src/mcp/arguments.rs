@@ -137,6 +137,19 @@ impl Arguments {
         self.operation(operation, self.picked(&["sessionId"]).into())
     }
 
+    /// `start_claude_session`: one session, or all of an orchestration.
+    pub(super) fn start(&self) -> Result<Operation, ApiError> {
+        if self.has("sessionId") || !self.has("orchestrationId") {
+            return self.of_session("session.start");
+        }
+        let mut fields = self.picked(&["orchestrationId"]);
+        let options = self.picked(&["maxCostUsd"]);
+        if !options.is_empty() {
+            fields.insert("options".to_owned(), options.into());
+        }
+        self.operation("orchestration.start", fields.into())
+    }
+
     /// `message_session`
     pub(super) fn message(&self) -> Result<Operation, ApiError> {
         let mut fields = self.picked(&["sessionId", "text"]);

@@ -78,7 +78,7 @@ pub(super) async fn call(
 ) -> Result<Answer, ApiError> {
     let operation = match tool {
         Tool::Create => arguments.create()?,
-        Tool::Start => arguments.of_session("session.start")?,
+        Tool::Start => arguments.start()?,
         Tool::Status | Tool::Wait => arguments.of_session("session.get")?,
         Tool::Cancel => arguments.of_session("session.cancel")?,
         Tool::Retry => arguments.of_session("session.retry")?,
@@ -132,10 +132,13 @@ pub(super) async fn call(
             orchestrator.permits_orchestration(caller, id)?;
             answers::orchestration(&orchestrator.orchestration(id).await?)
         }
+        Operation::OrchestrationStart(id, max_cost_usd) => {
+            orchestrator.permits_orchestration(caller, id)?;
+            let started = orchestrator.start_orchestration(id, max_cost_usd).await?;
+            answers::orchestration(&started)
+        }
         // No tool asks for these.
-        Operation::SessionOutput { .. }
-        | Operation::OrchestrationStart(_)
-        | Operation::OrchestrationCancel(_) => Value::Null,
+        Operation::SessionOutput { .. } | Operation::OrchestrationCancel(_) => Value::Null,
     }
     .into())
 }

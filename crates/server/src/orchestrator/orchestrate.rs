@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use baton_domain::budget::Budget;
 use baton_domain::decompose::{Planning, ProposedGraph, Request, decompose, plan_prompt};
 use baton_domain::{
     Kind, OrchestrationId, Project, Session, SessionEvent, SessionId, SessionState,
@@ -11,6 +12,7 @@ use super::{
     Accepted, NewOrchestration, NewSession, Once, Orchestrated, OrchestrationDetails, Orchestrator,
     OrchestratorError, Planner, Strategy, idempotency,
 };
+use crate::failpoint;
 use crate::store::{NewSessions, Orchestration, StoreError, Transition};
 
 /// How often a start of many sessions is decided anew when another writer was faster.
@@ -58,6 +60,10 @@ impl Orchestrator {
             lands: !is_single,
             gate: strategy.and_then(|strategy| strategy.gate.clone()),
             timeout_s: strategy.and_then(|strategy| strategy.timeout_s),
+            max_cost_usd: new.max_cost_usd,
+            parallel_max: strategy
+                .and_then(|strategy| strategy.parallel_sessions)
+                .and_then(|most| u32::try_from(most).ok()),
             summary: made.summary.clone(),
             ..Orchestration::new(
                 made.id,
@@ -68,17 +74,34 @@ impl Orchestrator {
         }
     }
 
-    /// Asks for all sessions of an orchestration to run that were only created.
+    /// Asks for all sessions of an orchestration to run that were only created. With
+    /// `max_cost_usd` they may cost so much together from now on, what is spent included; those
+    /// that wait for a larger budget go on by themselves.
     ///
     /// # Errors
-    /// Not found, [`OrchestratorError::Refused`]. One whose sessions were all started before is
-    /// answered as it stands.
+    /// Not found, [`OrchestratorError::Refused`], [`OrchestratorError::OrchestrationBudgetSpent`].
+    /// One whose sessions were all started before is answered as it stands.
     pub async fn start_orchestration(
         &self,
         id: OrchestrationId,
+        max_cost_usd: Option<f64>,
     ) -> Result<OrchestrationDetails, OrchestratorError> {
         self.parts.admission.check()?;
         let store = &self.parts.store;
+        if let Some(max_usd) = max_cost_usd {
+            store.orchestration(id).await?;
+            let spending = store.spending(id, self.metered_usd());
+            if (Budget { max_usd, spending }).is_spent() {
+                return Err(OrchestratorError::OrchestrationBudgetSpent {
+                    id,
+                    max_usd,
+                    spent_usd: spending.total_usd(),
+                });
+            }
+            store.set_budget(id, max_usd).await?;
+            failpoint::reach("budget_set");
+            self.parts.wake.notify_one();
+        }
         let mut tries = 0;
         loop {
             // Read first, to tell one that is not there.
@@ -123,11 +146,7 @@ impl Orchestrator {
             orchestration_id: Some(id),
             priority: new.priority,
             project_settings: new.project_settings,
-            max_cost_usd: new.max_cost_usd,
             timeout_s: strategy.timeout_s,
-            parallel_max: strategy
-                .parallel_sessions
-                .and_then(|most| u32::try_from(most).ok()),
             ..NewSession::new(Kind::Coordination, new.project.clone())
         };
         Ok(match (&new.plan, new.kind, &new.strategy) {

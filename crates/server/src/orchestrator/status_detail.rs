@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use baton_domain::session::{SessionState, Standing};
 use baton_domain::steering::Pause;
-use baton_domain::waiting::{account_limit, may_launch};
+use baton_domain::waiting::{account_limit, is_afforded, may_launch};
 use baton_domain::{Session, SessionId, Status};
 
 use super::{Orchestrator, SessionDetails};
@@ -34,6 +34,13 @@ impl Orchestrator {
                 Ok(()) => self.waits_for_launch(&details.session).into(),
             }),
             SessionState::Blocked { dependency, .. } => Some(self.is_blocked(*dependency).into()),
+            SessionState::Paused {
+                pause: Pause::OrchestrationBudget,
+                ..
+            } => Some(match self.spent_budget(&details.session) {
+                Some(spent) => format!("{spent} Its work is saved.").into(),
+                None => Cow::Borrowed("It is about to go on: its orchestration has a new budget."),
+            }),
             SessionState::Paused { pause, .. } => Some(paused(pause).into()),
             SessionState::Stopping { .. } => {
                 Some(Cow::Borrowed("It was told to stop and is saving its work."))
@@ -89,12 +96,15 @@ impl Orchestrator {
         }
     }
 
-    fn waits_for_launch(&self, session: &Session) -> String {
+    fn waits_for_launch(&self, session: &Arc<Session>) -> String {
         let active = self.parts.store.active();
         let now = self.parts.clock.now();
         let limit = account_limit(&active, now);
+        if let Some(spent) = self.spent_budget(session) {
+            return spent;
+        }
         if may_launch(session, limit, now) {
-            return self.waits_for_slot(&active);
+            return self.waits_for_slot(session, &active);
         }
         if let Some(until) = limit.filter(|_| session.command.is_none()) {
             return format!(
@@ -109,8 +119,34 @@ impl Orchestrator {
         )
     }
 
-    fn waits_for_slot(&self, active: &[Arc<Session>]) -> String {
+    /// That nothing starts with the budget of a session's orchestration, where that is so.
+    pub(super) fn spent_budget(&self, session: &Session) -> Option<String> {
+        let id = session.orchestration_id?;
+        let budget = self.parts.store.budget(id, self.metered_usd())?;
+        (!is_afforded(session, Some(&budget))).then(|| {
+            format!(
+                "The budget of its orchestration is spent (${:.2} of ${:.2}); a larger one lets \
+                 its sessions go on: orchestration.start with options.maxCostUsd.",
+                budget.spending.total_usd(),
+                budget.max_usd
+            )
+        })
+    }
+
+    fn waits_for_slot(&self, session: &Arc<Session>, active: &[Arc<Session>]) -> String {
         let taken = active.iter().filter(|session| session.state.holds_slot());
+        let bounds = std::slice::from_ref(session);
+        let bounds = self.parts.store.bounds(bounds, self.metered_usd());
+        for (id, bounds) in bounds {
+            let of_it = taken.clone().filter(|one| one.orchestration_id == Some(id));
+            let running = of_it.count();
+            if let Some(most) = bounds.running_max().filter(|most| running >= *most) {
+                return format!(
+                    "It waits for others of its orchestration: {running} of them run, and no more \
+                     than {most} may at once."
+                );
+            }
+        }
         let slots_max = self.parts.slots_max;
         match taken.count() {
             taken if taken >= slots_max => format!(
@@ -138,5 +174,6 @@ fn paused(pause: &Pause) -> String {
             "Its budget is spent (${spent_usd:.2}); a message, with a larger maxCostUsd where you \
              like, lets it go on: session.message."
         ),
+        Pause::OrchestrationBudget => "The budget of its orchestration is spent.".to_owned(),
     }
 }

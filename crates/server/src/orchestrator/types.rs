@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use baton_domain::budget::Budget;
 pub use baton_domain::decompose::DependencyMode;
 use baton_domain::decompose::{Planning, ProposedGraph};
 use baton_domain::dependencies::DependencyError;
@@ -125,8 +126,6 @@ pub struct NewSession {
     pub title: Option<String>,
     /// See [`Session::priority`].
     pub priority: i32,
-    /// See [`Session::parallel_max`].
-    pub parallel_max: Option<u32>,
     /// See [`Session::planning`].
     pub planning: Option<Planning>,
     /// US dollars it may cost before it pauses and asks; no limit when absent.
@@ -158,7 +157,6 @@ impl NewSession {
             orchestration_id: None,
             title: None,
             priority: 0,
-            parallel_max: None,
             planning: None,
             max_cost_usd: None,
         }
@@ -182,7 +180,8 @@ pub struct NewOrchestration {
     pub priority: i32,
     /// Whether the project's own Claude settings are let in.
     pub project_settings: bool,
-    /// US dollars that each session may cost before it pauses and asks; no limit when absent.
+    /// US dollars that its sessions together may cost before they pause and ask; no limit when
+    /// absent.
     pub max_cost_usd: Option<f64>,
 }
 
@@ -252,6 +251,10 @@ pub struct OrchestrationDetails {
     pub orchestration: Orchestration,
     /// In order of creation, 1,000 at most.
     pub sessions: Vec<SessionDetails>,
+    /// Tokens and cost of them, with an estimate of the attempts under way.
+    pub usage: Usage,
+    /// What all its sessions may cost together, where that is limited.
+    pub budget: Option<Budget>,
     /// What several of them have changed that run at the same time.
     pub overlaps: Vec<Overlap>,
 }
@@ -322,6 +325,16 @@ pub enum OrchestratorError {
     BudgetSpent {
         /// The session.
         id: SessionId,
+        /// What was asked for.
+        max_usd: f64,
+        /// What is spent.
+        spent_usd: f64,
+    },
+    /// The budget asked for is spent already.
+    #[error("orchestration {id} has spent ${spent_usd:.2}, and may cost ${max_usd:.2} at most")]
+    OrchestrationBudgetSpent {
+        /// The orchestration.
+        id: OrchestrationId,
         /// What was asked for.
         max_usd: f64,
         /// What is spent.

@@ -36,7 +36,11 @@ impl Orchestrator {
         let mut sessions = Vec::with_capacity(ids.len());
         for id in ids {
             let details = self.session(*id).await?;
-            let stands = waited(&details.session, |of| self.is_created(of));
+            let stands = waited(
+                &details.session,
+                |of| self.is_created(of),
+                |session| self.spent_budget(session).is_none(),
+            );
             sessions.push((details, stands));
         }
         let stands: Vec<Waited> = sessions.iter().map(|(_, stands)| *stands).collect();

@@ -14,11 +14,11 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use super::directory::{Change, Entry, LandingEntry, Place, Tables};
+use super::directory::{Change, Entry, LandingEntry, OrchestrationEntry, Place, Tables};
 use super::rows::{
-    Brief, BriefRow, CounterRow, DerivedEvent, EventRow, FirstSeq, IntroductionRow, KeyRow,
-    LandingRow, MoveRow, Of, OrchestrationBody, OrchestrationRow, PositionRow, Range, ReopeningRow,
-    Rows, SessionRow, StateRow, Truncation, WaitRow, hex,
+    Brief, BriefRow, BudgetRow, CounterRow, DerivedEvent, EventRow, FirstSeq, IntroductionRow,
+    KeyRow, LandingRow, MoveRow, Of, OrchestrationBody, OrchestrationRow, PositionRow, Range,
+    ReopeningRow, Rows, SessionRow, StateRow, Truncation, WaitRow, hex,
 };
 use super::types::{Idempotency, NewSessions, Orchestration, StoreError, Transition, Written};
 
@@ -43,6 +43,11 @@ pub(super) enum Request {
         id: OrchestrationId,
         read_at: Version,
         landing: Box<Landing>,
+        answer: Answer<()>,
+    },
+    Budget {
+        id: OrchestrationId,
+        max_usd: f64,
         answer: Answer<()>,
     },
     Note {
@@ -147,7 +152,7 @@ impl Request {
                 let sessions = changes.iter().map(|change| Claim::Session(change.next.id));
                 sessions.chain(self.key_hash().map(Claim::Key)).collect()
             }
-            Self::Landing { id, .. } => vec![Claim::Orchestration(*id)],
+            Self::Landing { id, .. } | Self::Budget { id, .. } => vec![Claim::Orchestration(*id)],
             Self::Note { id, .. } => vec![Claim::Session(*id)],
             Self::Output { append, .. } => vec![Claim::Session(append.id)],
             Self::Wait { id, .. } => vec![Claim::Wait(*id)],
@@ -182,6 +187,7 @@ impl Request {
             Self::Create { answer, .. } => drop(answer.send(Err(error))),
             Self::Record { answer, .. } => drop(answer.send(Err(error))),
             Self::Landing { answer, .. }
+            | Self::Budget { answer, .. }
             | Self::Note { answer, .. }
             | Self::Wait { answer, .. }
             | Self::Introduction { answer, .. } => {
@@ -255,6 +261,19 @@ impl Batch {
                         landing: &landing,
                     })?;
                     self.changes.push(Change::Landing(id, landing));
+                    self.reply(answer, ());
+                }
+            },
+            Request::Budget {
+                id,
+                max_usd,
+                answer,
+            } => match tables.has_orchestration(id) {
+                false => drop(answer.send(Err(StoreError::OrchestrationNotFound(id)))),
+                true => {
+                    let max_cost_usd = max_usd;
+                    self.rows.budgets.push(&BudgetRow { id, max_cost_usd })?;
+                    self.changes.push(Change::Budget(id, max_usd));
                     self.reply(answer, ());
                 }
             },
@@ -342,11 +361,17 @@ impl Batch {
 
     fn insert_orchestration(&mut self, new: Orchestration) -> Result<(), serde_json::Error> {
         let landing = new.lands.then(|| Box::new(LandingEntry::of(&new)));
-        self.changes.push(Change::Orchestration(new.id, landing));
+        self.changes.push(Change::Orchestration(
+            new.id,
+            OrchestrationEntry::of(&new),
+            landing,
+        ));
         self.rows.orchestrations.push(&OrchestrationRow {
             id: new.id,
             created_at: new.created_at,
             lands: u8::from(new.lands),
+            parallel_max: new.parallel_max,
+            max_cost_usd: new.max_cost_usd,
             body: &OrchestrationBody {
                 repository: new.repository,
                 requirements: new.requirements,
@@ -397,7 +422,6 @@ impl Batch {
                 created_at: session.created_at,
                 title: session.title.clone(),
                 priority: session.priority,
-                parallel_max: session.parallel_max,
                 command: session.command.clone(),
                 planning: session.planning.clone(),
                 start_commit: session.start_commit.clone(),
@@ -434,6 +458,7 @@ impl Batch {
             state: next.state.name(),
             attempt: next.attempt,
             last_seq,
+            spent_usd: next.spent_usd(),
         })?;
         self.rows.states.push(&StateRow {
             ordinal: entry.ordinal,

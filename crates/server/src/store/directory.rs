@@ -4,14 +4,17 @@
 //! over; and as many of the others as fit in [`OVER_BYTES_MAX`]. It follows the database: only the
 //! writer changes it, after a commit.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
+use baton_domain::budget::Spending;
 use baton_domain::landing::Landing;
 use baton_domain::session::Standing;
-use baton_domain::{Branch, OrchestrationId, Repository, Session, SessionId, Status, Version};
+use baton_domain::{
+    Attempt, Branch, OrchestrationId, Repository, Session, SessionId, Status, Version,
+};
 
 use super::types::{Orchestration, SessionQuery, Unlanded};
 
@@ -34,6 +37,17 @@ pub(super) struct Entry {
     pub(super) last_seq: u64,
     /// Its status, if it is over.
     pub(super) over: Option<Status>,
+    /// See [`Session::spent_usd`].
+    pub(super) spent_usd: f64,
+}
+
+/// What is known of every orchestration.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OrchestrationEntry {
+    /// How many of its sessions may run at once.
+    pub(super) parallel_max: Option<u32>,
+    /// US dollars that they may cost together.
+    pub(super) max_cost_usd: Option<f64>,
 }
 
 /// What is known of every orchestration that lands as a whole.
@@ -51,7 +65,13 @@ pub(super) struct LandingEntry {
 /// What a commit changed.
 #[derive(Debug)]
 pub(super) enum Change {
-    Orchestration(OrchestrationId, Option<Box<LandingEntry>>),
+    Orchestration(
+        OrchestrationId,
+        OrchestrationEntry,
+        Option<Box<LandingEntry>>,
+    ),
+    /// What it may cost.
+    Budget(OrchestrationId, f64),
     Landing(OrchestrationId, Box<Landing>),
     /// A session of it was reopened, or added.
     Reopened(OrchestrationId),
@@ -105,7 +125,7 @@ pub(super) struct Tables {
     entries: Vec<Entry>,
     places: HashMap<SessionId, Place>,
     live: BTreeMap<Place, Arc<Session>>,
-    orchestrations: HashSet<OrchestrationId>,
+    orchestrations: HashMap<OrchestrationId, OrchestrationEntry>,
     landings: HashMap<OrchestrationId, LandingEntry>,
     unlanded: BTreeSet<OrchestrationId>,
     members: HashMap<OrchestrationId, Vec<Place>>,
@@ -168,7 +188,7 @@ impl Directory {
     /// Enters all sessions at the start: an entry each, and those that are not over.
     pub(super) fn load(
         &self,
-        orchestrations: Vec<OrchestrationId>,
+        orchestrations: Vec<(OrchestrationId, OrchestrationEntry)>,
         landings: Vec<(OrchestrationId, LandingEntry)>,
         entries: Vec<(Entry, Option<OrchestrationId>)>,
         live: Vec<Arc<Session>>,
@@ -196,8 +216,13 @@ impl Directory {
         let mut seen = 0;
         for change in changes {
             match change {
-                Change::Orchestration(id, landing) => {
-                    tables.orchestrations.insert(id);
+                Change::Budget(id, max_usd) => {
+                    if let Some(entry) = tables.orchestrations.get_mut(&id) {
+                        entry.max_cost_usd = Some(max_usd);
+                    }
+                }
+                Change::Orchestration(id, entry, landing) => {
+                    tables.orchestrations.insert(id, entry);
                     if let Some(entry) = landing {
                         tables.enter_landing(id, *entry);
                     }
@@ -317,6 +342,15 @@ impl LandingEntry {
     }
 }
 
+impl OrchestrationEntry {
+    pub(super) fn of(orchestration: &Orchestration) -> Self {
+        Self {
+            parallel_max: orchestration.parallel_max,
+            max_cost_usd: orchestration.max_cost_usd,
+        }
+    }
+}
+
 impl Entry {
     pub(super) fn of(session: &Session, ordinal: u64, last_seq: u64) -> Self {
         Self {
@@ -326,6 +360,7 @@ impl Entry {
             last_seq,
             // What it waits for has no part in the status of one that is over.
             over: session.state.is_over().then(|| session.state.status(false)),
+            spent_usd: session.spent_usd(),
         }
     }
 
@@ -352,7 +387,44 @@ impl Tables {
     }
 
     pub(super) fn has_orchestration(&self, id: OrchestrationId) -> bool {
-        self.orchestrations.contains(&id)
+        self.orchestrations.contains_key(&id)
+    }
+
+    /// The orchestrations of these sessions that are bounded by anything, with how many of their
+    /// sessions may run at once.
+    pub(super) fn bounded(
+        &self,
+        sessions: &[Arc<Session>],
+    ) -> HashMap<OrchestrationId, Option<u32>> {
+        let ids = sessions.iter().filter_map(|one| one.orchestration_id);
+        let entries = ids.filter_map(|id| Some((id, self.orchestrations.get(&id)?)));
+        let bounded = entries
+            .filter(|(_, entry)| entry.parallel_max.is_some() || entry.max_cost_usd.is_some());
+        bounded
+            .map(|(id, entry)| (id, entry.parallel_max))
+            .collect()
+    }
+
+    pub(super) fn max_cost_usd(&self, id: OrchestrationId) -> Option<f64> {
+        self.orchestrations.get(&id)?.max_cost_usd
+    }
+
+    /// What the sessions of an orchestration reported, and whose attempts are under way.
+    pub(super) fn spending(&self, id: OrchestrationId) -> (Spending, Vec<(SessionId, Attempt)>) {
+        let mut spending = Spending::default();
+        let mut running = Vec::new();
+        for place in self.members.get(&id).map_or(&[][..], Vec::as_slice) {
+            let entry = self.entry(*place);
+            if entry.spent_usd > 0.0 {
+                spending.reported_usd += entry.spent_usd;
+                spending.reported_by += 1;
+            }
+            let live = self.live.get(place).filter(|_| entry.over.is_none());
+            if let Some(session) = live.filter(|session| session.state.holds_slot()) {
+                running.push((session.id, session.attempt));
+            }
+        }
+        (spending, running)
     }
 
     /// Of one that lands as a whole.

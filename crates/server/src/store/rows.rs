@@ -49,6 +49,7 @@ impl JsonRows {
 pub(super) struct Rows {
     pub(super) orchestrations: JsonRows,
     pub(super) landings: JsonRows,
+    pub(super) budgets: JsonRows,
     pub(super) reopenings: JsonRows,
     pub(super) sessions: JsonRows,
     pub(super) briefs: JsonRows,
@@ -70,6 +71,7 @@ impl Rows {
         [
             &self.orchestrations,
             &self.landings,
+            &self.budgets,
             &self.sessions,
             &self.moves,
             &self.counters,
@@ -92,6 +94,8 @@ pub(super) struct OrchestrationRow<'a> {
     pub(super) id: baton_domain::OrchestrationId,
     pub(super) created_at: Timestamp,
     pub(super) lands: u8,
+    pub(super) parallel_max: Option<u32>,
+    pub(super) max_cost_usd: Option<f64>,
     pub(super) body: &'a OrchestrationBody,
 }
 
@@ -135,6 +139,13 @@ pub(super) struct IntroductionRow<'a> {
     pub(super) body: Option<&'a str>,
 }
 
+/// What an orchestration may cost from now on.
+#[derive(Serialize)]
+pub(super) struct BudgetRow {
+    pub(super) id: baton_domain::OrchestrationId,
+    pub(super) max_cost_usd: f64,
+}
+
 /// An orchestration a session of which was reopened, or added.
 #[derive(Serialize)]
 pub(super) struct ReopeningRow {
@@ -175,8 +186,6 @@ pub(super) struct Brief {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) priority: i32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) parallel_max: Option<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) command: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) planning: Option<Planning>,
@@ -194,6 +203,7 @@ pub(super) struct MoveRow {
     pub(super) state: &'static str,
     pub(super) attempt: Attempt,
     pub(super) last_seq: u64,
+    pub(super) spent_usd: f64,
 }
 
 #[derive(Serialize)]

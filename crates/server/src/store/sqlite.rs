@@ -43,11 +43,12 @@ pub(super) struct Database {
 /// The statements of a batch in the order they are run, each with what it writes. Each takes its
 /// rows as one argument, a JSON array. A `WHERE true` keeps SQLite from reading `ON CONFLICT` as a
 /// join.
-const STATEMENTS: [(&str, &str); 16] = [
+const STATEMENTS: [(&str, &str); 17] = [
     (
         "orchestrations",
-        "INSERT INTO orchestrations (id, created_at, lands, body)
-         SELECT value ->> 'id', value ->> 'created_at', value ->> 'lands', value -> 'body'
+        "INSERT INTO orchestrations (id, created_at, lands, parallel_max, max_cost_usd, body)
+         SELECT value ->> 'id', value ->> 'created_at', value ->> 'lands',
+             value ->> 'parallel_max', value ->> 'max_cost_usd', value -> 'body'
          FROM json_each(?);",
     ),
     (
@@ -57,6 +58,11 @@ const STATEMENTS: [(&str, &str); 16] = [
          FROM json_each(?) AS rows
          WHERE orchestrations.id = rows.value ->> 'id'
              AND orchestrations.landing_version = rows.value ->> 'read_at';",
+    ),
+    (
+        "budgets",
+        "UPDATE orchestrations SET max_cost_usd = rows.value ->> 'max_cost_usd'
+         FROM json_each(?) AS rows WHERE orchestrations.id = rows.value ->> 'id';",
     ),
     (
         "reopened orchestrations",
@@ -80,7 +86,7 @@ const STATEMENTS: [(&str, &str); 16] = [
         "session states",
         "UPDATE sessions SET version = rows.value ->> 'version',
              state = rows.value ->> 'state', attempt = rows.value ->> 'attempt',
-             last_seq = rows.value ->> 'last_seq'
+             last_seq = rows.value ->> 'last_seq', spent_usd = rows.value ->> 'spent_usd'
          FROM json_each(?) AS rows
          WHERE sessions.ordinal = rows.value ->> 'ordinal'
              AND sessions.version = rows.value ->> 'read_at';",
@@ -164,6 +170,7 @@ fn arguments(rows: Rows) -> [JsonRows; STATEMENTS.len()] {
     [
         rows.orchestrations,
         rows.landings,
+        rows.budgets,
         rows.reopenings,
         rows.sessions,
         rows.briefs,

@@ -16,7 +16,7 @@ use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
 
 use super::batch::KnownKeys;
-use super::directory::{Entry, LandingEntry};
+use super::directory::{Entry, LandingEntry, OrchestrationEntry};
 use super::rows::{Brief, DerivedEvent, OrchestrationBody, Range, Truncation};
 use super::sqlite::failed;
 use super::types::{Orchestration, StoreError};
@@ -66,7 +66,8 @@ const SESSION: &str = "SELECT s.ordinal, s.id, s.orchestration_id, s.version, s.
      FROM sessions s JOIN session_briefs b USING (ordinal) JOIN session_states t USING (ordinal)";
 
 const ORCHESTRATION: &str =
-    "SELECT id, created_at, body, lands, landing, landing_version, changes FROM orchestrations";
+    "SELECT id, created_at, body, lands, parallel_max, max_cost_usd, landing, landing_version, changes
+     FROM orchestrations";
 
 impl Reads {
     pub(super) fn new(pool: SqlitePool) -> Self {
@@ -83,7 +84,7 @@ impl Reads {
         &self,
     ) -> Result<Vec<(Entry, Option<OrchestrationId>)>, StoreError> {
         let mut rows = sqlx::query(
-            "SELECT ordinal, id, orchestration_id, state, version, last_seq FROM sessions
+            "SELECT ordinal, id, orchestration_id, state, version, last_seq, spent_usd FROM sessions
              ORDER BY ordinal",
         )
         .fetch(&self.pool);
@@ -96,18 +97,30 @@ impl Reads {
                 version: Version(row.number("version")?),
                 last_seq: row.number("last_seq")?,
                 over: over_of(&row.text("state")?),
+                spent_usd: row.column("spent_usd")?,
             };
             entries.push((entry, row.parsed_if_any("orchestration_id")?));
         }
         Ok(entries)
     }
 
-    pub(super) async fn orchestration_ids(&self) -> Result<Vec<OrchestrationId>, StoreError> {
-        let rows = sqlx::query("SELECT id FROM orchestrations")
+    /// An entry for each orchestration.
+    pub(super) async fn orchestrations(
+        &self,
+    ) -> Result<Vec<(OrchestrationId, OrchestrationEntry)>, StoreError> {
+        let rows = sqlx::query("SELECT id, parallel_max, max_cost_usd FROM orchestrations")
             .fetch_all(&self.pool)
             .await
             .map_err(failed("load the orchestrations"))?;
-        rows.iter().map(|row| Columns(row).parsed("id")).collect()
+        let entries = rows.iter().map(|row| {
+            let row = Columns(row);
+            let entry = OrchestrationEntry {
+                parallel_max: row.column("parallel_max")?,
+                max_cost_usd: row.column("max_cost_usd")?,
+            };
+            Ok((row.parsed("id")?, entry))
+        });
+        entries.collect()
     }
 
     /// What is kept in memory of the orchestrations that land as a whole.
@@ -409,6 +422,8 @@ fn orchestration_of(row: &SqliteRow) -> Result<Orchestration, StoreError> {
         lands: row.number("lands")? == 1,
         gate: body.gate,
         timeout_s: body.timeout_s,
+        parallel_max: row.column("parallel_max")?,
+        max_cost_usd: row.column("max_cost_usd")?,
         summary: body.summary,
         landing,
         landing_version: Version(row.number("landing_version")?),
@@ -443,7 +458,6 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         created_at: brief.created_at,
         title: brief.title,
         priority: brief.priority,
-        parallel_max: brief.parallel_max,
         command: brief.command,
         planning: brief.planning,
         start_commit: brief.start_commit,

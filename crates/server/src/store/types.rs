@@ -96,6 +96,10 @@ pub struct Orchestration {
     pub gate: Option<String>,
     /// Seconds that all of it may take from the first start of a session on.
     pub timeout_s: Option<u64>,
+    /// How many of its sessions may run at once.
+    pub parallel_max: Option<u32>,
+    /// US dollars that all its sessions together may cost.
+    pub max_cost_usd: Option<f64>,
     /// What was made of the requirements, in a sentence or two.
     pub summary: String,
     /// Where its landing stands, where it lands as a whole.
@@ -124,6 +128,8 @@ impl Orchestration {
             lands: false,
             gate: None,
             timeout_s: None,
+            parallel_max: None,
+            max_cost_usd: None,
             summary: String::new(),
             landing: Landing::default(),
             landing_version: Version(0),

@@ -1,8 +1,12 @@
 //! One request, a graph of sessions.
 
+use baton_domain::SessionId;
+use baton_domain::ending::{Outcome, Usage};
+use baton_domain::session::Report;
 use serde_json::{Value, json};
 
-use crate::app::App;
+use crate::app::{App, METERED};
+use crate::sessions::ended;
 
 fn project() -> Value {
     json!({ "repository": "o/r", "requirements": "Build a task app" })
@@ -141,13 +145,73 @@ async fn options_hold_for_every_session() {
     let stored = app.store.active();
     assert_eq!(stored.len(), 3);
     assert!(stored.iter().all(|one| one.priority == 3));
-    assert!(
-        stored
-            .iter()
-            .all(|one| one.steering.max_cost_usd == Some(1.5))
-    );
+    // The budget is for all of them together.
+    assert!(stored.iter().all(|one| one.steering.max_cost_usd.is_none()));
     let too_high = json!({ "plan": plan(), "options": { "priority": 11 } });
     app.webhook(&orchestrate(&too_high))
         .await
         .is_error(400, "invalid_field");
+}
+
+#[tokio::test]
+async fn a_budget_holds_for_all_sessions_together_and_can_be_raised() {
+    let app = App::new().await;
+    let options = json!({ "maxCostUsd": 2.0 });
+    let data = made(
+        &app,
+        &orchestrate(&json!({ "plan": plan(), "options": options })),
+    )
+    .await;
+    let id = data["orchestrationId"].as_str().expect("an id");
+    let get = json!({ "type": "orchestration.get", "orchestrationId": id });
+    let shown = async || app.webhook(&get).await.json()["data"]["orchestration"].clone();
+    let budget = |spent_usd: f64, status: &str| json!({ "maxCostUsd": 2.0, "spentUsd": spent_usd, "status": status });
+    assert_eq!(shown().await["budget"], budget(0.0, "open"));
+
+    let session = |at: usize| -> SessionId {
+        let id = data["sessions"][at]["id"].as_str().expect("an id");
+        id.parse().expect("a UUID")
+    };
+    // What runs counts by estimate.
+    app.happens(session(1), &ended(Outcome::Completed)[..2], None)
+        .await;
+    assert_eq!(shown().await["budget"], budget(METERED.cost_usd, "open"));
+    let report = Report {
+        usage: Some(Usage {
+            cost_usd: 1.75,
+            ..Usage::default()
+        }),
+        ..Report::default()
+    };
+    app.happens(session(0), &ended(Outcome::Completed), Some(report))
+        .await;
+    let orchestration = shown().await;
+    assert_eq!(orchestration["budget"], budget(2.0, "spent"));
+    assert_eq!(orchestration["usage"]["costUsd"], 2.0);
+    let summary = orchestration["summary"].as_str().expect("a summary");
+    assert!(summary.contains("($2.00 of $2.00)"), "{summary}");
+
+    let path = format!("/api/v1/orchestrations/{id}/start");
+    let raise = |max_usd: f64| json!({ "options": { "maxCostUsd": max_usd } });
+    let refused = app.post(&path, &raise(2.01)).await;
+    refused.is_error(400, "invalid_field");
+    assert_eq!(refused.json()["details"]["path"], "options.maxCostUsd");
+    let mut body = raise(8.0);
+    body["type"] = json!("orchestration.start");
+    body["orchestrationId"] = json!(id);
+    let reply = app.webhook(&body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let raised = &reply.json()["data"]["orchestration"]["budget"];
+    assert_eq!(
+        *raised,
+        json!({ "maxCostUsd": 8.0, "spentUsd": 2.0, "status": "open" })
+    );
+    // Asked for without a body, it stays.
+    let again = app.send(&app.request("POST", &path, "", b"")).await;
+    assert_eq!(again.json(), reply.json());
+    let nobody = json!({ "type": "orchestration.start", "options": { "maxCostUsd": 3 },
+        "orchestrationId": "00000000-0000-7000-8000-0000000000ff" });
+    app.webhook(&nobody)
+        .await
+        .is_error(404, "orchestration_not_found");
 }

@@ -340,6 +340,7 @@ async fn orchestrate_divides_the_requirements_as_the_strategy_says() {
         summary.starts_with("Started 4 Claude sessions for o/r"),
         "{summary}"
     );
-    let stored = app.store.active();
-    assert!(stored.iter().all(|one| one.parallel_max == Some(3)));
+    let bounds = app.store.bounds(&app.store.active(), |_, _| 0.0);
+    let limits: Vec<_> = bounds.values().map(|one| one.parallel_max).collect();
+    assert_eq!(limits, [Some(3)]);
 }

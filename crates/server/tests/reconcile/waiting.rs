@@ -1,9 +1,11 @@
 //! Usage limits, budgets, and launches that are lost to the host.
 
+use baton::orchestrator::{Accepted, NewOrchestration, NewSession, OrchestratorError, Strategy};
+use baton_domain::decompose::{DependencyMode, ProposedGraph, ProposedSession};
 use baton_domain::ending::{ClaudeResult, Ending, Usage};
 use baton_domain::steering::Resume;
 use baton_domain::waiting::RESUME_STAGGER;
-use baton_domain::{Attempt, SessionEvent, SessionId};
+use baton_domain::{Attempt, Kind, OrchestrationId, Project, SessionEvent, SessionId};
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -69,6 +71,60 @@ impl App {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("an answer");
         answer
+    }
+
+    /// Sessions that wait for nothing, in an orchestration with a budget.
+    async fn orchestrated(
+        &self,
+        count: usize,
+        parallel_sessions: Option<u64>,
+        max_cost_usd: impl Into<Option<f64>>,
+    ) -> (OrchestrationId, Vec<SessionId>) {
+        let proposed = |at| ProposedSession {
+            kind: Kind::Analysis,
+            component: None,
+            title: format!("Look at {at}"),
+            requirements: format!("Look at {at}"),
+            dependencies: Vec::new(),
+        };
+        let new = NewOrchestration {
+            kind: None,
+            project: Project {
+                repository: "o/r".parse().expect("a repository"),
+                branch: None,
+                requirements: "all of it".into(),
+                context: None,
+            },
+            strategy: Some(Strategy {
+                parallel_sessions,
+                ..Strategy::default()
+            }),
+            plan: Some(ProposedGraph {
+                mode: DependencyMode::Parallel,
+                sessions: (0..count).map(proposed).collect(),
+                summary: "some".into(),
+            }),
+            auto_start: true,
+            priority: 0,
+            project_settings: false,
+            max_cost_usd: max_cost_usd.into(),
+        };
+        let made = self.orchestrator.orchestrate(new, None).await;
+        let Accepted::Now(made) = made.expect("accepted") else {
+            panic!("there was no key");
+        };
+        let sessions = made.sessions.iter().map(|of| of.session.id).collect();
+        (made.id, sessions)
+    }
+
+    /// What Claude is told that it may cost.
+    async fn allowance(&self, id: SessionId) -> String {
+        let session = self.store.session(id).await.expect("a session");
+        let gate = self.gateway.open(&session).expect("a socket");
+        let job = gate.job().await.expect("a job");
+        let mut args = job.claude.args.iter();
+        args.find(|arg| *arg == "--max-budget-usd");
+        args.next().cloned().unwrap_or_default()
     }
 
     async fn notes(&self, id: SessionId) -> Vec<String> {
@@ -248,4 +304,146 @@ async fn a_sandbox_that_another_server_may_have_told_what_to_do_is_not_replaced(
     app.settle().await;
     assert_eq!(app.states(&[id]).await, ["failed"]);
     assert_eq!(app.attempts(&[id]).await, [1]);
+}
+
+#[tokio::test]
+async fn a_spent_budget_of_all_holds_everything_and_a_larger_one_lets_it_go_on() {
+    let mut app = App::new(2).await;
+    let (whole, ids) = app.orchestrated(4, None, 2.0).await;
+    app.settle().await;
+    assert_eq!(app.runtime.launched(), ids[..2]);
+    assert_eq!(app.allowance(ids[0]).await, "2.00");
+    app.begins(ids[0]).await;
+    app.begins(ids[1]).await;
+    app.ends(ids[0], false, "success", 1.5).await;
+    app.settle().await;
+    // Another one that costs as much would be too much.
+    assert_eq!(app.runtime.launched(), ids[..2]);
+    let detail = app.detail(ids[2]).await;
+    assert!(detail.contains("no more than 1 may"), "{detail}");
+
+    app.ends(ids[1], true, "error_max_budget_usd", 0.6).await;
+    app.settle().await;
+    let held = ["completed", "paused", "queued", "queued"];
+    assert_eq!(app.states(&ids).await, held);
+    for id in &ids[1..] {
+        let detail = app.detail(*id).await;
+        assert!(detail.contains("($2.10 of $2.00)"), "{detail}");
+    }
+    // All of it is in the store.
+    let mut app = app.restarted().await;
+    app.clock.passed(HOUR);
+    app.settle().await;
+    assert_eq!(app.states(&ids).await, held);
+
+    let too_little = app.orchestrator.start_orchestration(whole, Some(2.1)).await;
+    let is_refused = matches!(
+        too_little,
+        Err(OrchestratorError::OrchestrationBudgetSpent { .. })
+    );
+    assert!(is_refused, "{too_little:?}");
+    let raised = app.orchestrator.start_orchestration(whole, Some(9.0)).await;
+    assert!(raised.is_ok(), "{raised:?}");
+    let mut app = app.restarted().await;
+    app.settle_until(|app| app.runtime.launched().len() == 4)
+        .await;
+    // Both at once.
+    let mut launched = app.runtime.launched().split_off(2);
+    launched.sort_unstable();
+    assert_eq!(launched, ids[1..3]);
+    assert_eq!(app.attempts(&ids).await, [1, 2, 1, 1]);
+    assert_eq!(app.allowance(ids[2]).await, "6.90");
+    for id in &ids[1..] {
+        app.begins(*id).await;
+        app.ends(*id, false, "success", 0.5).await;
+        app.settle().await;
+    }
+    assert_eq!(app.states(&ids).await, ["completed"; 4]);
+}
+
+#[tokio::test]
+async fn the_model_is_called_no_more_for_anybody_when_the_budget_of_all_is_spent() {
+    let mut app = App::new(3).await;
+    let (whole, ids) = app.orchestrated(3, None, 10.0).await;
+    app.settle().await;
+    for id in &ids {
+        app.begins(*id).await;
+    }
+    let [first, second, third] = ids[..] else {
+        panic!("not three: {ids:?}");
+    };
+    assert!(app.calls_the_model(third).await.starts_with("HTTP/1.1 401"));
+    assert_eq!(app.notes(third).await, Vec::<String>::new());
+    app.ends(first, false, "success", 8.5).await;
+    app.settle().await;
+    assert!(app.calls_the_model(third).await.starts_with("HTTP/1.1 401"));
+    assert!(app.calls_the_model(third).await.starts_with("HTTP/1.1 401"));
+    let notes = app.notes(third).await;
+    let [note] = notes.as_slice() else {
+        panic!("not one warning: {notes:?}");
+    };
+    assert!(
+        note.contains("$8.50 of the orchestration's budget of $10.00"),
+        "{note}"
+    );
+
+    app.ends(second, false, "success", 1.6).await;
+    app.settle().await;
+    let answer = app.calls_the_model(third).await;
+    assert!(answer.starts_with("HTTP/1.1 402"), "{answer}");
+    // What it reports of itself is far from any budget: that it was refused is known.
+    app.ends(third, true, "success", 0.1).await;
+    app.settle().await;
+    assert_eq!(app.states(&[third]).await, ["paused"]);
+    let raised = app
+        .orchestrator
+        .start_orchestration(whole, Some(20.0))
+        .await;
+    assert!(raised.is_ok(), "{raised:?}");
+    app.settle_until(|app| app.runtime.launched().len() == 4)
+        .await;
+    app.begins(third).await;
+    app.ends(third, true, "success", 0.1).await;
+    app.settle().await;
+    assert_eq!(
+        app.states(&[third]).await,
+        ["failed"],
+        "an error of its own"
+    );
+}
+
+/// Adds two sessions to an orchestration whose first has completed, at some cost.
+async fn check_added(parallel_sessions: Option<u64>, max_cost_usd: Option<f64>) {
+    let mut app = App::new(4).await;
+    let made = app.orchestrated(1, parallel_sessions, max_cost_usd).await;
+    let (whole, ids) = made;
+    app.settle().await;
+    app.begins(ids[0]).await;
+    app.ends(ids[0], false, "success", 4.0).await;
+    app.settle().await;
+    assert_eq!(app.states(&ids).await, ["completed"]);
+    let mut app = app.restarted().await;
+    let mut added = Vec::new();
+    for _ in 0..2 {
+        let new = NewSession {
+            orchestration_id: Some(whole),
+            ..crate::new_session(&[])
+        };
+        let made = app.orchestrator.create_session(new, None).await;
+        let Accepted::Now(details) = made.expect("accepted") else {
+            panic!("there was no key");
+        };
+        added.push(details.session.id);
+    }
+    app.settle().await;
+    assert_eq!(app.states(&added).await, ["starting", "queued"]);
+    if max_cost_usd == Some(5.0) {
+        assert_eq!(app.allowance(added[0]).await, "1.00");
+    }
+}
+
+#[tokio::test]
+async fn what_is_added_later_keeps_to_the_limits_of_its_orchestration() {
+    check_added(Some(1), None).await;
+    check_added(None, Some(5.0)).await;
 }

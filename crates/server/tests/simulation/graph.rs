@@ -92,12 +92,15 @@ impl Graph {
     }
 
     fn drawn(draw: &mut Draw, now: Timestamp, size: usize, known: &[SessionId]) -> Self {
-        let orchestration = draw.chance(60).then(|| {
+        let mut orchestration = draw.chance(60).then(|| {
             let id = OrchestrationId(draw.uuid());
             let repository = repository().parse().expect("a repository");
             Orchestration::new(id, repository, "all of it".into(), now)
         });
         let parallel_max = draw.chance(50).then(|| draw.between(1, 4) as u32);
+        if let Some(orchestration) = &mut orchestration {
+            orchestration.parallel_max = parallel_max;
+        }
         let starts = draw.chance(85);
         let shape = draw.between(0, 5);
         let mut sessions: Vec<Session> = Vec::with_capacity(size);
@@ -123,7 +126,6 @@ impl Graph {
             }
             let mut session = session(draw, now, dependencies.into_iter().collect());
             session.orchestration_id = orchestration.as_ref().map(|one| one.id);
-            session.parallel_max = parallel_max.filter(|_| orchestration.is_some());
             if starts {
                 session.state = SessionState::Queued;
             }

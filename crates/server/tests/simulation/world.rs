@@ -217,8 +217,9 @@ impl Witness {
         {
             count(most, session.kind.name(), &|one| one.kind == session.kind);
         }
-        if let (Some(id), Some(most)) = (session.orchestration_id, session.parallel_max) {
-            let most = most as usize;
+        let bounds = store.bounds(std::slice::from_ref(&session), |_, _| 0.0);
+        for (id, bounds) in bounds {
+            let most = bounds.parallel_max.map_or(usize::MAX, |most| most as usize);
             count(most, "of an orchestration", &|one| {
                 one.orchestration_id == Some(id)
             });
