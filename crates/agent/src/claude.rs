@@ -333,6 +333,14 @@ impl Seen {
         self.changed.notify_one();
     }
 
+    /// Runs `wait`, in which Claude waits for other sessions.
+    async fn excusing(&self, wait: impl Future<Output = ()>) {
+        self.patience.borrow_mut().excuse(Instant::now());
+        wait.await;
+        self.patience.borrow_mut().demand(Instant::now());
+        self.changed.notify_one();
+    }
+
     /// Runs `wait`, in which output waits for room.
     async fn blocking(&self, wait: impl Future<Output = ()>) {
         self.blocked.update(|pipes| pipes + 1);
@@ -346,6 +354,12 @@ impl Seen {
             loop {
                 orders.server_is_away().await;
                 self.pausing(orders.server_is_there()).await;
+            }
+        };
+        let awaiting = async {
+            loop {
+                orders.claude_waits().await;
+                self.excusing(orders.claude_works()).await;
             }
         };
         let over = async {
@@ -364,6 +378,7 @@ impl Seen {
         tokio::select! {
             cut = over => cut,
             () = away => pending().await,
+            () = awaiting => pending().await,
         }
     }
 

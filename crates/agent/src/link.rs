@@ -39,6 +39,8 @@ pub struct Orders {
     pub sayings: Rc<Sayings>,
     /// Whether the server is connected.
     pub connected: watch::Receiver<bool>,
+    /// Whether Claude waits for other sessions.
+    pub waits: watch::Receiver<bool>,
 }
 
 impl Orders {
@@ -66,6 +68,16 @@ impl Orders {
     /// Waits until the server is not there.
     pub async fn server_is_away(&self) {
         until(&self.connected, false).await;
+    }
+
+    /// Waits until Claude waits for other sessions.
+    pub async fn claude_waits(&self) {
+        until(&self.waits, true).await;
+    }
+
+    /// Waits until Claude does not wait for other sessions.
+    pub async fn claude_works(&self) {
+        until(&self.waits, false).await;
     }
 
     /// Waits for as much time with the server there as `limit`. Without it, time does not count:
@@ -98,6 +110,7 @@ pub struct OrderSenders {
     pub cancel: watch::Sender<bool>,
     sayings: Rc<Sayings>,
     connected: watch::Sender<bool>,
+    waits: watch::Sender<bool>,
 }
 
 /// Connected orders and senders.
@@ -105,18 +118,21 @@ pub fn orders() -> (OrderSenders, Orders) {
     let (job, job_seen) = watch::channel(None);
     let (cancel, cancel_seen) = watch::channel(false);
     let (connected, connected_seen) = watch::channel(false);
+    let (waits, waits_seen) = watch::channel(false);
     let sayings = Rc::<Sayings>::default();
     let senders = OrderSenders {
         job,
         cancel,
         sayings: Rc::clone(&sayings),
         connected,
+        waits,
     };
     let orders = Orders {
         job: job_seen,
         cancel: cancel_seen,
         sayings,
         connected: connected_seen,
+        waits: waits_seen,
     };
     (senders, orders)
 }
@@ -189,6 +205,7 @@ async fn converse(
         has_job: senders.job.borrow().is_some(),
         last_seq: outbox.last_seq(),
         listens: true,
+        excuses: true,
     });
     let mut greeting = BytesMut::new();
     hello.encode(&mut greeting);
@@ -228,6 +245,10 @@ async fn receive(
                     senders.cancel.send_replace(true);
                 }
                 Frame::Say(say) => senders.sayings.hear(say),
+                // What an earlier connection told holds until it is told anew.
+                Frame::Waits(waits) => {
+                    senders.waits.send_replace(waits);
+                }
                 Frame::Job(job) => {
                     senders.job.send_if_modified(|known| {
                         // The first one counts; what comes again with each connection is the same.

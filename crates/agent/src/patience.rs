@@ -9,7 +9,8 @@ use tokio::time::Instant;
 /// What is known of Claude's progress, as far as time goes. Pure: the time is an argument.
 ///
 /// Silence counts only while it is Claude's own: not while the server is away, since Claude then
-/// waits for the model, and not while its output has to wait for room.
+/// waits for the model, and not while its output has to wait for room. While Claude waits for other
+/// sessions no time counts at all: they may take hours, and each has limits of its own.
 #[derive(Debug)]
 pub struct Patience {
     timers: Timers,
@@ -21,6 +22,10 @@ pub struct Patience {
     /// None while silence does not count.
     silent_since: Option<Instant>,
     pauses: u32,
+    /// Time up to `excused_since` that does not count at all.
+    excused: Duration,
+    /// None while time counts.
+    excused_since: Option<Instant>,
     result_at: Option<Instant>,
     /// Whether it was told something since its last result; it may have taken notice of that before
     /// the next one, or go on after it.
@@ -48,6 +53,8 @@ impl Patience {
             silence: Duration::ZERO,
             silent_since: Some(now),
             pauses: 0,
+            excused: Duration::ZERO,
+            excused_since: None,
             result_at: None,
             told: false,
             may_go_on: false,
@@ -99,6 +106,24 @@ impl Patience {
         }
     }
 
+    /// Claude waits for other sessions from now on.
+    pub fn excuse(&mut self, now: Instant) {
+        self.pause(now);
+        self.excused_since.get_or_insert(now);
+    }
+
+    /// It does not any more.
+    pub fn demand(&mut self, now: Instant) {
+        self.excused = self.excused_for(now);
+        self.excused_since = None;
+        self.resume(now);
+    }
+
+    fn excused_for(&self, now: Instant) -> Duration {
+        let since = self.excused_since;
+        self.excused + since.map_or(Duration::ZERO, |then| now.saturating_duration_since(then))
+    }
+
     /// Whether the patience is over.
     pub fn verdict(&self, now: Instant) -> Verdict {
         let mut wait = Duration::MAX;
@@ -110,7 +135,8 @@ impl Patience {
         let since = |then: Instant| now.saturating_duration_since(then);
         let timers = &self.timers;
 
-        let mut over = check(since(self.started), timers.timeout_ms, Cut::TimedOut);
+        let worked = since(self.started).saturating_sub(self.excused_for(now));
+        let mut over = check(worked, timers.timeout_ms, Cut::TimedOut);
         if let Some(at) = self.result_at {
             over = over.or(check(
                 since(at),
@@ -160,6 +186,8 @@ mod tests {
                 "told" => patience.told(at(ms)),
                 "pause" => patience.pause(at(ms)),
                 "resume" => patience.resume(at(ms)),
+                "excuse" => patience.excuse(at(ms)),
+                "demand" => patience.demand(at(ms)),
                 other => panic!("no such step: {other}"),
             }
         }
@@ -223,6 +251,18 @@ mod tests {
         let and_over = [&and_on[..], &[(500, "hear"), (500, "result")]].concat();
         assert_eq!(verdict(&and_over, 529), wait(1));
         assert_eq!(verdict(&and_over, 530), Verdict::Cut(Cut::HungAfterResult));
+    }
+
+    #[test]
+    fn while_claude_waits_for_others_no_time_counts() {
+        let waits = [(10, "hear"), (100, "excuse"), (90_100, "demand")];
+        assert_eq!(verdict(&waits[..2], 80_000), wait(4_900));
+        // Of its silence 90 ms are spent, of its time 100.
+        assert_eq!(verdict(&waits, 90_100), wait(810));
+        assert_eq!(verdict(&waits, 90_910), Verdict::Cut(Cut::Stalled));
+        let and_on = [&waits[..], &[(94_990, "hear")]].concat();
+        assert_eq!(verdict(&and_on, 94_999), wait(1));
+        assert_eq!(verdict(&and_on, 95_000), Verdict::Cut(Cut::TimedOut));
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! server → agent    Ack     u64 seq: everything up to it is stored for good
 //! server → agent    Cancel  stop Claude, save the work, report
 //! server → agent    Say     JSON                       told to Claude, if the agent listens
+//! server → agent    Waits   u8: whether Claude waits for other sessions, if the agent excuses that
 //! ```
 //!
 //! Output and Note frames share one numbering, from 1 and without gap. The agent keeps each in its
@@ -60,6 +61,7 @@ const TAG_JOB: u8 = 2;
 const TAG_ACK: u8 = 3;
 const TAG_CANCEL: u8 = 4;
 const TAG_SAY: u8 = 5;
+const TAG_WAITS: u8 = 6;
 const TAG_OUTPUT: u8 = 16;
 const TAG_NOTE: u8 = 17;
 
@@ -75,6 +77,9 @@ pub struct Hello {
     /// Whether it understands [`Say`]; agents that were started by an older server do not.
     #[serde(default)]
     pub listens: bool,
+    /// Whether it understands [`Frame::Waits`]; as above.
+    #[serde(default)]
+    pub excuses: bool,
 }
 
 /// Something to tell Claude.
@@ -253,6 +258,8 @@ pub enum Frame {
     Cancel,
     /// See [`Say`].
     Say(Say),
+    /// Whether Claude waits for other sessions from now on: its time does not count then.
+    Waits(bool),
     /// See [`Numbered`].
     Numbered(Numbered),
 }
@@ -294,6 +301,10 @@ impl Frame {
             }
             Self::Cancel => out.put_u8(TAG_CANCEL),
             Self::Say(say) => put_json(out, TAG_SAY, say),
+            Self::Waits(waits) => {
+                out.put_u8(TAG_WAITS);
+                out.put_u8(u8::from(*waits));
+            }
             Self::Numbered(frame) => frame.encode_body(out),
         }
         let length = out.len() - start - LENGTH_BYTES;
@@ -330,6 +341,10 @@ impl Frame {
             ),
             TAG_CANCEL => Self::Cancel,
             TAG_SAY => Self::Say(from_json(tag, &payload)?),
+            TAG_WAITS => {
+                let waits = payload.try_get_u8();
+                Self::Waits(waits.map_err(|_| FrameError::Short(tag))? != 0)
+            }
             TAG_OUTPUT | TAG_NOTE => Self::Numbered(Numbered::decode_body(tag, payload)?),
             unknown => return Err(FrameError::Tag(unknown)),
         };
@@ -475,7 +490,7 @@ mod tests {
         let hello: Hello =
             serde_json::from_str(r#"{"agent_version":"0.1.0","has_job":true,"last_seq":7}"#)
                 .expect("readable");
-        assert!(!hello.listens);
+        assert!(!hello.listens && !hello.excuses);
     }
 
     #[test]

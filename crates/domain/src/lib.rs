@@ -5,6 +5,7 @@
 //! does it. See `ARCHITECTURE.md` for the map.
 
 pub mod budget;
+pub mod coordination;
 pub mod decompose;
 pub mod dependencies;
 pub mod ending;

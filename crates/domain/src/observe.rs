@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub sandboxes: Sandboxes,
     /// Sessions for which an action is under way: nothing is concluded or planned for them.
     pub busy: HashSet<SessionId>,
+    /// Sessions whose Claudes wait for other sessions at this moment.
+    pub waits: HashSet<SessionId>,
     /// The time of this pass.
     pub now: Timestamp,
     /// Since when somebody looks; waits that began before are counted from here.
@@ -154,6 +156,7 @@ mod tests {
             orchestrations: HashMap::new(),
             sandboxes,
             busy: HashSet::new(),
+            waits: HashSet::new(),
             now: at(100),
             watching_since: at(0),
         };
@@ -261,6 +264,7 @@ mod tests {
         let session = Arc::new(session("a:running"));
         let snapshot = Snapshot {
             busy: HashSet::from([session.id]),
+            waits: HashSet::new(),
             sessions: vec![session],
             orchestrations: HashMap::new(),
             sandboxes: complete(),

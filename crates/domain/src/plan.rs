@@ -54,6 +54,8 @@ pub enum Action {
     Conclude(Arc<Session>),
     /// Start a session's sandbox: a new decision, or one whose act was cut short.
     Launch(Arc<Session>),
+    /// Give a slot back to a session that waited for others.
+    TakeSlot(Arc<Session>),
     /// Make a session's sandbox ahead of its launch.
     Prepare(Arc<Session>),
 }
@@ -64,7 +66,10 @@ impl Action {
     pub fn session(&self) -> SessionId {
         match self {
             Self::Remove(sandbox, _) | Self::Kill(sandbox) => sandbox.session,
-            Self::Conclude(session) | Self::Launch(session) | Self::Prepare(session) => session.id,
+            Self::Conclude(session)
+            | Self::Launch(session)
+            | Self::TakeSlot(session)
+            | Self::Prepare(session) => session.id,
         }
     }
 }
@@ -110,14 +115,18 @@ pub fn plan(
         }
     }
     let open = open_sessions(snapshot, &standing, limits.durations);
-    let launches = choose(&open, slots(snapshot, limits));
-    let prepares = prepares(snapshot, &open, &launches, limits.prepared_max);
-    let by_id: HashMap<SessionId, &Arc<Session>> = match launches.len() + prepares.len() {
+    let chosen = choose(&open, slots(snapshot, limits));
+    let prepares = prepares(snapshot, &open, &chosen, limits.prepared_max);
+    let by_id: HashMap<SessionId, &Arc<Session>> = match chosen.len() + prepares.len() {
         0 => HashMap::new(),
         _ => snapshot.sessions.iter().map(|one| (one.id, one)).collect(),
     };
     let found = |id: &SessionId| by_id.get(id).map(|session| Arc::clone(session));
-    actions.extend(launches.iter().filter_map(found).map(Action::Launch));
+    let chosen = chosen.iter().filter_map(found);
+    actions.extend(chosen.map(|session| match session.state {
+        SessionState::Awaiting { .. } => Action::TakeSlot(session),
+        _ => Action::Launch(session),
+    }));
     actions.extend(prepares.iter().filter_map(found).map(Action::Prepare));
     actions
 }
@@ -135,17 +144,26 @@ fn open_sessions<'a>(
     let limit = account_limit(&snapshot.sessions, snapshot.now);
     let sessions = snapshot.sessions.iter();
     let open = sessions.map(|session| {
-        let is_queued = session.state == SessionState::Queued;
+        // Since when it waits for others, where it does.
+        let awaits = match session.state {
+            SessionState::Awaiting { since, .. } => Some(since),
+            _ => None,
+        };
+        let wants_slot = awaits.is_some() || session.state == SessionState::Queued;
+        let is_ready = || match awaits {
+            Some(_) => !snapshot.waits.contains(&session.id),
+            None => {
+                may_launch(session, limit, snapshot.now)
+                    && is_afforded(session, snapshot.budget_of(session))
+                    && ready(session, standing)
+            }
+        };
         let phase = if session.state.holds_slot() {
             Phase::HoldsSlot
-        } else if is_queued && snapshot.busy.contains(&session.id) {
-            // A launch under way takes a slot when it is recorded.
+        } else if wants_slot && snapshot.busy.contains(&session.id) {
+            // What is under way takes a slot when it is recorded.
             Phase::HoldsSlot
-        } else if is_queued
-            && may_launch(session, limit, snapshot.now)
-            && is_afforded(session, snapshot.budget_of(session))
-            && ready(session, standing)
-        {
+        } else if wants_slot && is_ready() {
             Phase::Ready
         } else {
             Phase::Waiting
@@ -154,8 +172,12 @@ fn open_sessions<'a>(
             id: session.id,
             kind: session.kind,
             orchestration: session.orchestration_id,
-            priority: session.priority,
-            created_at: session.created_at,
+            // It comes back again and again. If it kept the turn of the day it was made, two such
+            // could pass one slot to each other for ever, and their own children got none. So it
+            // counts as made when it began to wait; and, since its container stands there with
+            // work begun, as more urgent than others by a step.
+            priority: session.priority.saturating_add(i32::from(awaits.is_some())),
+            created_at: awaits.unwrap_or(session.created_at),
             expected_s: durations.expected_s(session.kind),
             dependencies: &session.dependencies,
             phase,

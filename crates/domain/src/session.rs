@@ -34,6 +34,8 @@ pub struct Session {
     pub version: Version,
     /// The orchestration it was made in.
     pub orchestration_id: Option<OrchestrationId>,
+    /// The coordination session that made it; none where a client did.
+    pub parent: Option<SessionId>,
     /// What Claude calls its conversation; chosen at creation, shown once Claude was started.
     pub claude_session_id: ClaudeSessionId,
     /// The attempt that runs, or would run next.
@@ -99,6 +101,7 @@ impl Session {
             state: SessionState::Created,
             version: Version(0),
             orchestration_id: None,
+            parent: None,
             claude_session_id,
             attempt: Attempt::FIRST,
             project,

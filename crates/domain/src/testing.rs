@@ -35,6 +35,11 @@ pub fn state(name: &str) -> SessionState {
             attempt,
             since: at(10),
         },
+        "awaiting" => SessionState::Awaiting {
+            attempt,
+            started_at: at(10),
+            since: at(30),
+        },
         "stopping" => SessionState::Stopping {
             attempt,
             started_at: Some(at(10)),

@@ -14,6 +14,8 @@ mod graph;
 #[expect(dead_code, reason = "no server dies here")]
 #[path = "../tests/simulation/life.rs"]
 mod life;
+#[path = "../tests/simulation/part.rs"]
+mod part;
 #[expect(dead_code, reason = "nothing breaks here")]
 #[path = "../tests/simulation/world.rs"]
 mod world;
@@ -112,6 +114,7 @@ fn plans(server: &Server) -> Vec<f64> {
         orchestrations: HashMap::new(),
         sandboxes: Sandboxes::default(),
         busy: HashSet::new(),
+        waits: HashSet::new(),
         now: Timestamp::UNIX_EPOCH + SignedDuration::from_hours(1),
         watching_since: Timestamp::UNIX_EPOCH,
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use baton_agent::protocol::{ClaudeCommand, LOOPBACK_PORT, STATE_DIR};
 use baton_domain::decompose::plan_schema;
 use baton_domain::{Kind, Session, SessionId};
+use serde_json::json;
 
 /// The most bytes of one dependency's summary that a prompt carries.
 const DEPENDENCY_SUMMARY_BYTES_MAX: usize = 8 * 1024;
@@ -15,6 +16,18 @@ const DEPENDENCY_SUMMARY_BYTES_MAX: usize = 8 * 1024;
 const DEPENDENCIES_BYTES_MAX: usize = 64 * 1024;
 /// The most bytes of conflicting files' names that a prompt carries; `git status` has the rest.
 const CONFLICTS_BYTES_MAX: usize = 16 * 1024;
+
+/// Where a coordination session finds the sessions that it made, on the socket.
+pub const MCP_PATH: &str = "/mcp";
+/// How long one call of a tool may take, in milliseconds: a wait for sessions takes as long as
+/// they do. A week; timers of Claude Code's runtime go to 24 days.
+const TOOL_TIME_MAX_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// How long the connection to the tools may take, in milliseconds. The server may be away just
+/// then; its agent holds the connection open.
+const TOOLS_CONNECT_TIME_MAX_MS: u64 = 10 * 60 * 1000;
+/// How often a coordination session's Claude repeats a call of the model that is not answered.
+/// After the end of a wait that broke off, calls are held until there is a slot, some minutes each.
+const CALL_TRIES_MAX: u32 = 1_000;
 
 /// What Claude sends as its credential; the gateway puts the real one in its place.
 pub const DUMMY_CREDENTIAL: &str = "baton-sandbox-holds-no-key";
@@ -73,7 +86,7 @@ pub fn command(
         program: "claude".to_owned(),
         args: arguments(session),
         listens: true,
-        env: environment(),
+        env: environment(session.kind),
         prompt: match &session.steering.resume {
             Some(resume) => resume.text.clone(),
             None => prompt(session, precursors, contradictions),
@@ -127,6 +140,9 @@ fn arguments(session: &Session) -> Vec<String> {
         // It stops between two turns, so that its work can be saved.
         arguments.extend(["--max-budget-usd".to_owned(), format!("{left_usd:.2}")]);
     }
+    if session.kind == Kind::Coordination {
+        arguments.extend(["--mcp-config".to_owned(), tools().to_string()]);
+    }
     if !session.project_settings {
         // With `-p` no trust check is made: a repository's own hooks would run.
         arguments.extend(["--setting-sources".to_owned(), String::new()]);
@@ -134,8 +150,16 @@ fn arguments(session: &Session) -> Vec<String> {
     arguments
 }
 
-fn environment() -> Vec<(String, String)> {
-    let pairs = [
+/// The server by which a coordination session reaches the sessions that it made. Its tools are
+/// there from the start, not to be searched for.
+fn tools() -> serde_json::Value {
+    let url = format!("http://127.0.0.1:{LOOPBACK_PORT}{MCP_PATH}");
+    let server = json!({ "type": "http", "url": url, "alwaysLoad": true });
+    json!({ "mcpServers": { "baton": server } })
+}
+
+fn environment(kind: Kind) -> Vec<(String, String)> {
+    let mut pairs = vec![
         (
             "ANTHROPIC_BASE_URL",
             format!("http://127.0.0.1:{LOOPBACK_PORT}/model"),
@@ -147,6 +171,15 @@ fn environment() -> Vec<(String, String)> {
         ("DISABLE_TELEMETRY", "1".to_owned()),
         ("DISABLE_ERROR_REPORTING", "1".to_owned()),
     ];
+    if kind == Kind::Coordination {
+        let tool_time = TOOL_TIME_MAX_MS.to_string();
+        pairs.extend([
+            ("MCP_TIMEOUT", TOOLS_CONNECT_TIME_MAX_MS.to_string()),
+            ("MCP_TOOL_TIMEOUT", tool_time.clone()),
+            ("CLAUDE_CODE_MCP_TOOL_IDLE_TIMEOUT", tool_time),
+            ("CLAUDE_CODE_MAX_RETRIES", CALL_TRIES_MAX.to_string()),
+        ]);
+    }
     pairs
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -326,6 +359,23 @@ mod tests {
         };
         assert!(denied(Kind::Analysis) && denied(Kind::Review) && denied(Kind::Coordination));
         assert!(!denied(Kind::Implementation) && !denied(Kind::Testing));
+    }
+
+    #[test]
+    fn only_coordination_sessions_get_the_tools_by_which_they_reach_others() {
+        let tools = |kind| {
+            let args = command(&session(kind), &[], &[]).args;
+            let at = args.iter().position(|arg| arg == "--mcp-config")?;
+            args.get(at + 1).cloned()
+        };
+        let config = tools(Kind::Coordination).expect("is set");
+        let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+        let server = &config["mcpServers"]["baton"];
+        assert_eq!(server["url"], "http://127.0.0.1:8377/mcp");
+        assert_eq!(server["alwaysLoad"], true);
+        for kind in Kind::ALL {
+            assert_eq!(tools(kind).is_some(), kind == Kind::Coordination, "{kind}");
+        }
     }
 
     #[test]

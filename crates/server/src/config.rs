@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use baton_domain::Kind;
+use baton_domain::coordination::CoordinationLimits;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
@@ -24,6 +25,10 @@ const GIT_BASE_URL_DEFAULT: &str = "https://github.com";
 const MODEL_BASE_URL_DEFAULT: &str = "https://api.anthropic.com";
 const MAX_RUNNING_DEFAULT: usize = 4;
 const MAX_PREPARED_DEFAULT: usize = 4;
+/// More levels of sessions are no better divided, and nobody could follow them.
+const COORDINATION_DEPTH_MAX: u32 = 10;
+/// More sessions than one answer of `orchestration.get` holds could not be looked at.
+const COORDINATION_SESSIONS_MAX: usize = 1_000;
 const KEEP_DAYS_DEFAULT: u32 = 7;
 const OUTPUT_MIB_DEFAULT: u64 = 64;
 
@@ -49,6 +54,12 @@ pub struct Settings {
     /// Containers made ahead of their start.
     #[arg(long, env = "BATON_MAX_PREPARED")]
     pub max_prepared: Option<usize>,
+    /// Levels of sessions that coordination sessions may make below one that a client made.
+    #[arg(long, env = "BATON_COORDINATION_DEPTH")]
+    pub coordination_depth: Option<u32>,
+    /// Sessions that the coordination sessions of one orchestration may make together.
+    #[arg(long, env = "BATON_COORDINATION_SESSIONS")]
+    pub coordination_sessions: Option<usize>,
     /// The image sessions run in; any image with git and glibc works.
     #[arg(long = "image", env = "CLAUDE_CONTAINER_IMAGE")]
     pub image: Option<String>,
@@ -135,6 +146,8 @@ pub struct Config {
     pub max_running: usize,
     /// See [`Settings::max_prepared`].
     pub max_prepared: usize,
+    /// How far coordination sessions may go.
+    pub coordination: CoordinationLimits,
     /// See [`Settings::docker_host`].
     pub docker_host: Option<String>,
     /// See [`Settings::oci_runtime`].
@@ -242,6 +255,8 @@ impl Settings {
             git_base_url: self.git_base_url.or(file.git_base_url),
             max_running: self.max_running.or(file.max_running),
             max_prepared: self.max_prepared.or(file.max_prepared),
+            coordination_depth: self.coordination_depth.or(file.coordination_depth),
+            coordination_sessions: self.coordination_sessions.or(file.coordination_sessions),
             image: self.image.or(file.image),
             anthropic_base_url: self.anthropic_base_url.or(file.anthropic_base_url),
             docker_host: self.docker_host.or(file.docker_host),
@@ -348,6 +363,7 @@ impl Config {
             image: settings.image(),
             max_running: settings.max_running.unwrap_or(MAX_RUNNING_DEFAULT),
             max_prepared: settings.max_prepared.unwrap_or(MAX_PREPARED_DEFAULT),
+            coordination: coordination(&settings)?,
             docker_host: settings.docker_host,
             oci_runtime: settings.oci_runtime,
             allowed_hosts: settings.allowed_hosts.unwrap_or_default(),
@@ -413,6 +429,31 @@ pub fn own_program() -> std::io::Result<PathBuf> {
 /// [`ConfigError::NoSecret`]; a file that cannot be read.
 pub fn bearer() -> Result<SecretString, ConfigError> {
     secrets()?.into_iter().next().ok_or(ConfigError::NoSecret)
+}
+
+fn coordination(settings: &Settings) -> Result<CoordinationLimits, ConfigError> {
+    let default = CoordinationLimits::default();
+    let limits = CoordinationLimits {
+        depth_max: settings.coordination_depth.unwrap_or(default.depth_max),
+        sessions_max: settings
+            .coordination_sessions
+            .unwrap_or(default.sessions_max),
+    };
+    if limits.depth_max > COORDINATION_DEPTH_MAX {
+        return Err(ConfigError::Value {
+            name: "BATON_COORDINATION_DEPTH",
+            value: limits.depth_max.to_string(),
+            rule: "it must be 10 or less; 0 lets coordination sessions make none",
+        });
+    }
+    if limits.sessions_max > COORDINATION_SESSIONS_MAX {
+        return Err(ConfigError::Value {
+            name: "BATON_COORDINATION_SESSIONS",
+            value: limits.sessions_max.to_string(),
+            rule: "it must be 1000 or less; 0 lets coordination sessions make none",
+        });
+    }
+    Ok(limits)
 }
 
 /// Every bearer token in `CLAUDE_WEBHOOK_SECRET`, comma-separated for rotation.
@@ -522,6 +563,7 @@ mod tests {
             image: String::new(),
             max_running: 1,
             max_prepared: 0,
+            coordination: CoordinationLimits::default(),
             docker_host: None,
             oci_runtime: None,
             allowed_hosts: Vec::new(),

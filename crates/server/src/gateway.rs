@@ -1,9 +1,11 @@
-//! What a sandbox may reach, and nothing else: its own agent's link, the model API and the one
-//! repository, on one Unix socket for each attempt.
+//! What a sandbox may reach, and nothing else: its own agent's link, the model API, the one
+//! repository, and from coordination sessions the sessions that they made, on one Unix socket for
+//! each attempt.
 //!
 //! The socket itself says which session is calling: it lies in a directory that is mounted into
 //! one sandbox only. There is no token that could leak.
 
+mod coordination;
 pub mod git;
 pub mod lines;
 pub mod link;
@@ -16,7 +18,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::Router;
@@ -26,6 +28,7 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use baton_agent::protocol::{AGENT_NAME, AGENT_PATH, CLAUDE_NAME, Job, SOCKET_NAME, UPGRADE};
+use baton_domain::coordination::coordinates;
 use baton_domain::ending::Usage;
 use baton_domain::overlap::Touched;
 use baton_domain::waiting::UsageLimit;
@@ -36,8 +39,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::coordination::McpDoor;
+use self::coordination::mcp_call;
 use self::git::GitExport;
 use self::model::ModelGateway;
+use crate::claude::MCP_PATH;
 use crate::clock::Clock;
 use crate::launch::{GIT_PATH, JobError, Jobs};
 use crate::repos::{Repos, base_ref, result_ref, unjoined_refs};
@@ -81,6 +87,7 @@ pub struct Gateway {
     parts: Arc<GatewayParts>,
     gates: Arc<Mutex<Gates>>,
     touched: Arc<Mutex<Touched>>,
+    mcp: Arc<OnceLock<McpDoor>>,
 }
 
 type Gates = HashMap<(SessionId, Attempt), Arc<Gate>>;
@@ -93,6 +100,10 @@ pub struct Gate {
     export: GitExport,
     /// Whether it may call the model: Claude may, a command may not.
     has_model: bool,
+    /// Whether it may make other sessions.
+    coordinates: bool,
+    /// Shared by all gates.
+    mcp: Arc<OnceLock<McpDoor>>,
     job: OnceCell<Job>,
     stop: watch::Sender<bool>,
     /// Changes when something waits to be said.
@@ -137,7 +148,15 @@ impl Gateway {
             parts: Arc::new(parts),
             gates: Arc::default(),
             touched: Arc::default(),
+            mcp: Arc::default(),
         }
+    }
+
+    /// Tells who answers what coordination sessions ask for. The first one counts: it is made after
+    /// the gateway, since it needs the orchestrator, and that needs this.
+    pub fn set_mcp(&self, door: McpDoor) {
+        // Who comes second is not needed.
+        let _ = self.mcp.set(door);
     }
 
     /// The directory that is mounted into the sandbox.
@@ -292,6 +311,8 @@ impl Gate {
             session: session.id,
             attempt: session.attempt,
             has_model: session.command.is_none(),
+            coordinates: coordinates(session),
+            mcp: Arc::clone(&gateway.mcp),
             parts,
             export,
             job: OnceCell::new(),
@@ -406,6 +427,7 @@ async fn accept(listener: UnixListener, gate: Arc<Gate>) {
         .route("/model", any(model_call))
         .route("/model/{*path}", any(model_call))
         .route("/git/{*path}", any(git_call))
+        .route(MCP_PATH, any(mcp_call))
         .with_state(Arc::clone(&gate));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -481,10 +503,13 @@ async fn model_call(State(gate): State<Arc<Gate>>, request: Request) -> Response
         .path_and_query()
         .map_or("/", |path| path.as_str());
     let path = path.strip_prefix("/model").unwrap_or(path).to_owned();
-    if request.method() == Method::POST
-        && let Some(refusal) = gate.refused_call().await
-    {
-        return refusal;
+    if request.method() == Method::POST {
+        if let Some(later) = gate.held_call().await {
+            return later;
+        }
+        if let Some(refusal) = gate.refused_call().await {
+            return refusal;
+        }
     }
     let metering = Arc::clone(&gate);
     let response = gate

@@ -14,6 +14,7 @@ mod waits;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use baton_domain::coordination::coordinates;
 use baton_domain::dependencies::check_new;
 use baton_domain::ending::Usage;
 use baton_domain::session::Standing;
@@ -47,6 +48,9 @@ const LANDING_DECISIONS_MAX: usize = 16;
 #[derive(Clone)]
 pub struct Orchestrator {
     parts: Arc<OrchestratorParts>,
+    /// Held while a coordination session's child is made, and while one is cancelled with all of
+    /// its own. There is one server for each store, so nobody else does either.
+    families: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Orchestrator {
@@ -55,10 +59,12 @@ impl Orchestrator {
     pub fn new(parts: OrchestratorParts) -> Self {
         Self {
             parts: Arc::new(parts),
+            families: Arc::default(),
         }
     }
 
-    /// Makes a session. It starts when asked to, or on its own where `auto_start` says so.
+    /// Makes a session for a client. It starts when asked to, or on its own where `auto_start` says
+    /// so. A coordination session gets an orchestration of its own, unless it is added to one.
     ///
     /// # Errors
     /// [`OrchestratorError::Dependency`], [`OrchestratorError::Refused`], and from the store: the
@@ -68,16 +74,30 @@ impl Orchestrator {
         new: NewSession,
         once: Option<Once<'_, SessionDetails>>,
     ) -> Result<Accepted<SessionDetails>, OrchestratorError> {
+        self.make_session(new, None, once).await
+    }
+
+    async fn make_session(
+        &self,
+        new: NewSession,
+        parent: Option<SessionId>,
+        once: Option<Once<'_, SessionDetails>>,
+    ) -> Result<Accepted<SessionDetails>, OrchestratorError> {
         let id = new.id.unwrap_or_else(|| self.parts.ids.session());
-        let sessions = self.new_sessions(vec![(id, new)])?;
+        let mut sessions = self.new_sessions(vec![(id, new)])?;
         self.parts.admission.check()?;
-        let [session] = &sessions[..] else {
+        let [session] = &mut sessions[..] else {
             return Err(StoreError::SessionNotFound(id).into());
         };
+        session.parent = parent;
+        let orchestration = self.orchestration_for(session);
+        if let Some(orchestration) = &orchestration {
+            session.orchestration_id = Some(orchestration.id);
+        }
         let details = self.details(Arc::new(session.clone()));
         let is_blocked = matches!(session.state, SessionState::Blocked { .. });
         let new = NewSessions {
-            orchestration: None,
+            orchestration,
             sessions,
             idempotency: once.as_ref().map(|once| idempotency(once, &details)),
         };
@@ -125,22 +145,27 @@ impl Orchestrator {
     }
 
     /// Asks for a session to stop. One that runs saves its work first; one that was cancelled
-    /// before is answered as it stands.
+    /// before is answered as it stands. With a coordination session stop those that it made.
     ///
     /// # Errors
     /// [`OrchestratorError::InvalidTransition`] for a session that ended otherwise; not found.
     pub async fn cancel_session(&self, id: SessionId) -> Result<SessionDetails, OrchestratorError> {
+        if coordinates(&*self.parts.store.session(id).await?) {
+            return self.cancel_family(id).await;
+        }
         let session = self
             .decide(id, |session| {
-                let event = SessionEvent::CancelRequested;
-                if session.state.status(false) == Status::Cancelled {
-                    return Ok((event, session.clone()));
-                }
-                let next = self.after(session, &event, "cancelled")?;
-                Ok((event, next))
+                Ok((SessionEvent::CancelRequested, self.cancelled(session)?))
             })
             .await?;
         Ok(self.details(session))
+    }
+
+    fn cancelled(&self, session: &Session) -> Result<Session, OrchestratorError> {
+        match session.state.status(false) {
+            Status::Cancelled => Ok(session.clone()),
+            _ => self.after(session, &SessionEvent::CancelRequested, "cancelled"),
+        }
     }
 
     /// One session.

@@ -45,6 +45,7 @@ use crate::landing::Lander;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::store::Store;
 use crate::transition::apply;
+use crate::waits::OpenWaits;
 
 /// How long a lost wake-up may go unnoticed, and how often the sandboxes are listed.
 const TICK: Duration = Duration::from_secs(30);
@@ -71,6 +72,8 @@ pub struct ReconcilerParts {
     pub concluder: Concluder,
     /// Ends of orchestrations.
     pub lander: Lander,
+    /// Whose Claudes wait for other sessions.
+    pub waits: OpenWaits,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// Wakes the loop.
@@ -248,6 +251,7 @@ impl Reconciler {
             orchestrations: self.parts.gateway.bounds(&sessions),
             sessions,
             busy: self.busy.clone(),
+            waits: self.parts.waits.sessions(),
             now: self.parts.clock.now(),
             watching_since: self.watching_since,
         }
@@ -497,7 +501,9 @@ impl Reconciler {
                 SessionState::Stopping { attempt, .. } => {
                     self.parts.gateway.stop(session.id, attempt);
                 }
-                SessionState::Starting { attempt, .. } | SessionState::Running { attempt, .. }
+                SessionState::Starting { attempt, .. }
+                | SessionState::Running { attempt, .. }
+                | SessionState::Awaiting { attempt, .. }
                     if !session.steering.messages.is_empty() =>
                 {
                     self.parts.gateway.say(session.id, attempt);

@@ -23,12 +23,13 @@ use crate::http::{self, HttpParts, ServeSettings};
 use crate::image::{self, ImageState};
 use crate::landing::Lander;
 use crate::launch::Jobs;
-use crate::mcp;
+use crate::mcp::{self, SandboxDoor};
 use crate::orchestrator::{Ids, Orchestrator, OrchestratorParts, RandomIds};
 use crate::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use crate::repos::{RepoSettings, Repos};
 use crate::runtime::{DockerRuntime, Runtime};
 use crate::store::{Store, StoreSettings};
+use crate::waits::OpenWaits;
 
 /// How long the first look at the runtime may hold up the first request.
 const FIRST_LOOK_WAIT: Duration = Duration::from_secs(2);
@@ -108,12 +109,14 @@ impl Server {
             instance(&data_dir)?,
             config.docker_host.as_deref(),
         )?);
+        let waits = OpenWaits::default();
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),
             runtime,
             gateway: gateway.clone(),
             concluder: Concluder::new(store.clone(), repos.clone(), Arc::clone(&clock)),
             lander: Lander::new(store.clone(), repos, Arc::clone(&clock), Arc::clone(&ids)),
+            waits: waits.clone(),
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
             health: Arc::clone(&health),
@@ -133,8 +136,18 @@ impl Server {
                 let gateway = gateway.clone();
                 Arc::new(move |ids| gateway.overlaps(ids))
             },
-            meter: Arc::new(move |session, attempt| gateway.metered(session, attempt)),
+            meter: {
+                let gateway = gateway.clone();
+                Arc::new(move |session, attempt| gateway.metered(session, attempt))
+            },
+            waits,
+            coordination: config.coordination,
         });
+        let sandbox_door = SandboxDoor::new(orchestrator.clone());
+        gateway.set_mcp(Arc::new(move |session, request| {
+            let door = sandbox_door.clone();
+            Box::pin(async move { door.answer(session, request).await })
+        }));
         let router = http::router(HttpParts {
             mcp: mcp::routes(orchestrator.clone(), stop.clone()),
             orchestrator,

@@ -22,6 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("runtime", &["failpoint"]),
     ("repos", &["failpoint"]),
     ("transition", &["clock", "store"]),
+    ("waits", &["clock", "failpoint", "store", "transition"]),
     ("launch", &["claude", "clock", "config", "repos", "store"]),
     (
         "conclude",
@@ -37,6 +38,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "gateway",
         &[
+            "claude",
             "clock",
             "config",
             "failpoint",
@@ -49,7 +51,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("blocked", &["clock", "store"]),
     (
         "orchestrator",
-        &["blocked", "clock", "failpoint", "store", "transition"],
+        &[
+            "blocked",
+            "clock",
+            "failpoint",
+            "store",
+            "transition",
+            "waits",
+        ],
     ),
     (
         "landing",
@@ -77,6 +86,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "runtime",
             "store",
             "transition",
+            "waits",
         ],
     ),
     ("api", &["orchestrator", "store"]),
@@ -100,6 +110,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "repos",
             "runtime",
             "store",
+            "waits",
         ],
     ),
     (

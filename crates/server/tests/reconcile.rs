@@ -2,6 +2,8 @@
 //!
 //! The agents' part is played by hand: what they would report is applied as their link would.
 
+#[path = "reconcile/coordination.rs"]
+mod coordination;
 #[path = "reconcile/landing.rs"]
 mod landing;
 #[path = "reconcile/waiting.rs"]
@@ -30,6 +32,8 @@ use baton::runtime::fake::{FakeRuntime, Verb, unreachable};
 use baton::runtime::{Runtime, RuntimeError, Volumes};
 use baton::store::{EventBody, Store, StoreSettings};
 use baton::transition::apply;
+use baton::waits::OpenWaits;
+use baton_domain::coordination::CoordinationLimits;
 use baton_domain::ending::{ClaudeResult, Ending, Usage};
 use baton_domain::waiting::LAUNCHES_LOST_MAX;
 use baton_domain::{Attempt, Kind, Project, SessionEvent, SessionId, SessionState, sandbox_id};
@@ -107,6 +111,7 @@ impl App {
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
         });
+        let waits = OpenWaits::default();
         let orchestrator = Orchestrator::new(OrchestratorParts {
             store: store.clone(),
             clock: Arc::clone(&clock),
@@ -116,6 +121,8 @@ impl App {
             slots_max,
             meter: Arc::new(|_, _| None),
             overlaps: Arc::new(|_| Vec::new()),
+            waits: waits.clone(),
+            coordination: CoordinationLimits::default(),
         });
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),
@@ -128,6 +135,7 @@ impl App {
                 Arc::clone(&clock),
                 Arc::new(RandomIds),
             ),
+            waits,
             clock,
             wake,
             health: Arc::clone(&health),

@@ -58,6 +58,7 @@ fn snapshot(sessions: &str, sandboxes: &str) -> Snapshot {
         orchestrations: HashMap::new(),
         sandboxes,
         busy: HashSet::new(),
+        waits: HashSet::new(),
         now: at(3_600),
         watching_since: at(0),
     }
@@ -96,6 +97,7 @@ fn render(actions: &[Action]) -> String {
             Action::Kill(_) => "kill",
             Action::Conclude(_) => "conclude",
             Action::Launch(_) => "launch",
+            Action::TakeSlot(_) => "take-slot",
             Action::Prepare(_) => "prepare",
         };
         format!("{word} {}", letter(action.session()))
@@ -255,6 +257,72 @@ fn a_session_that_concludes_still_holds_its_slot() {
     );
 }
 
+/// As `check`, where `waits` wait for others at this moment.
+#[track_caller]
+fn check_waits(sessions: &str, waits: &str, expected: Expect) {
+    let mut snapshot = snapshot(sessions, "");
+    snapshot.waits = waits.split_whitespace().map(session_id).collect();
+    let standing = standings(&snapshot, "");
+    let limits = Limits {
+        slots_max: 1,
+        prepared_max: 0,
+        ..limits()
+    };
+    expected.assert_eq(&render(&plan(&snapshot, standing, &limits)));
+}
+
+#[test]
+fn who_waits_for_others_leaves_them_its_slot() {
+    check_waits("a:awaiting b:queued", "a", expect!["launch b"]);
+    check_waits("a:awaiting b:running", "a", expect![""]);
+}
+
+#[test]
+fn who_waited_gets_a_slot_again_as_soon_as_one_is_free() {
+    check_waits("a:awaiting b:running", "", expect![""]);
+    check_waits("a:awaiting b:concluding", "", expect!["conclude b"]);
+    check_waits("b:queued a:awaiting", "", expect!["take-slot a"]);
+    check_waits("a:awaiting b:awaiting", "b", expect!["take-slot a"]);
+}
+
+#[test]
+fn a_slot_that_is_being_taken_back_is_taken() {
+    let mut snapshot = snapshot("a:awaiting b:queued", "");
+    snapshot.busy.insert(session_id("a"));
+    let limits = Limits {
+        slots_max: 1,
+        prepared_max: 0,
+        ..limits()
+    };
+    let standing = standings(&snapshot, "");
+    assert_eq!(render(&plan(&snapshot, standing, &limits)), "");
+}
+
+#[test]
+fn two_that_wait_again_and_again_do_not_keep_their_children_out() {
+    // `c` was made before the two began to wait anew: it is passed over for a while, not for ever.
+    let taken_at = |waited_at: i64| {
+        let mut snapshot = snapshot("a:awaiting c:queued", "");
+        changed(&mut snapshot, "a", |one| {
+            one.state = SessionState::Awaiting {
+                attempt: Attempt::FIRST,
+                started_at: at(10),
+                since: at(waited_at),
+            };
+        });
+        let standing = standings(&snapshot, "");
+        let limits = Limits {
+            slots_max: 1,
+            prepared_max: 0,
+            ..limits()
+        };
+        render(&plan(&snapshot, standing, &limits))
+    };
+    let step_s = i64::try_from(crate::schedule::STEP_S).expect("seconds");
+    assert_eq!(taken_at(60), "take-slot a");
+    assert_eq!(taken_at(step_s * 2), "launch c");
+}
+
 #[test]
 fn a_launch_that_was_cut_short_is_repeated() {
     check(
@@ -363,11 +431,14 @@ fn planning_ten_thousand_asks_about_each_dependency_once() {
 proptest! {
     #[test]
     fn never_more_than_the_slots_and_never_before_its_dependencies(
-        states in proptest::collection::vec(0usize..7, 1..20),
+        states in proptest::collection::vec(0usize..8, 1..20),
+        waits in any::<u32>(),
         edges in proptest::collection::vec(any::<u32>(), 20),
         slots_max in 1usize..5,
     ) {
-        let names = ["created", "queued", "starting", "running", "stopping", "concluding", "queued"];
+        let names = [
+            "created", "queued", "starting", "running", "stopping", "concluding", "queued", "awaiting",
+        ];
         let sessions: Vec<Arc<Session>> = states.iter().enumerate().map(|(index, &which)| {
             let mut one = session("a:created");
             one.id = SessionId(uuid::Uuid::from_u128(index as u128));
@@ -379,15 +450,22 @@ proptest! {
             Arc::new(one)
         }).collect();
         let held = sessions.iter().filter(|one| one.state.holds_slot()).count();
-        let snapshot = Snapshot { sessions, ..snapshot("", "") };
+        let waits = (0..sessions.len()).filter(|at| waits & (1 << at) != 0);
+        let waits = waits.map(|at| sessions[at].id).collect();
+        let snapshot = Snapshot { sessions, waits, ..snapshot("", "") };
         let limits = Limits { slots_max, ..limits() };
         let actions = plan(&snapshot, |_| Some(Standing::Open), &limits);
         let new_launches: Vec<&Arc<Session>> = actions.iter().filter_map(|action| match action {
             Action::Launch(one) if one.state == SessionState::Queued => Some(one),
             _ => None,
         }).collect();
+        let taken_back: Vec<SessionId> = actions.iter().filter_map(|action| match action {
+            Action::TakeSlot(one) => Some(one.id),
+            _ => None,
+        }).collect();
         prop_assert!(new_launches.iter().all(|one| one.dependencies.is_empty()));
-        prop_assert!(new_launches.len() <= slots_max.saturating_sub(held));
+        prop_assert!(taken_back.iter().all(|id| !snapshot.waits.contains(id)));
+        prop_assert!(new_launches.len() + taken_back.len() <= slots_max.saturating_sub(held));
         prop_assert_eq!(plan(&snapshot, |_| Some(Standing::Open), &limits), actions);
     }
 }

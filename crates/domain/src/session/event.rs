@@ -19,6 +19,10 @@ pub enum SessionEvent {
     LaunchDecided(Attempt),
     /// The agent of that attempt started Claude.
     ClaudeStarted(Attempt),
+    /// Claude of that attempt waits for other sessions and needs no slot meanwhile.
+    SlotYielded(Attempt),
+    /// The reconciler gave it a slot again.
+    SlotTaken(Attempt),
     /// A client asked for it to stop.
     CancelRequested,
     /// The agent of that attempt reported how Claude ended.
@@ -63,6 +67,8 @@ impl SessionEvent {
             Self::DependencyLost(_) => "dependency lost",
             Self::LaunchDecided(_) => "launch",
             Self::ClaudeStarted(_) => "claude started",
+            Self::SlotYielded(_) => "slot given up",
+            Self::SlotTaken(_) => "slot taken back",
             Self::CancelRequested => "cancel",
             Self::AgentEnded(..) => "ended",
             Self::SandboxLost(..) => "sandbox lost",

@@ -38,6 +38,16 @@ pub enum SessionState {
         /// When Claude was started.
         since: Timestamp,
     },
+    /// Claude waits for other sessions and holds no slot meanwhile; or that is over, and it waits
+    /// to get one back.
+    Awaiting {
+        /// The attempt.
+        attempt: Attempt,
+        /// When Claude was started.
+        started_at: Timestamp,
+        /// When it gave its slot up.
+        since: Timestamp,
+    },
     /// Told to stop; its agent saves the work first.
     Stopping {
         /// The attempt.
@@ -146,8 +156,33 @@ impl SessionState {
                 Self::Created | Self::Queued | Self::Blocked { .. } | Self::Paused { .. },
                 E::CancelRequested,
             ) => Ok(self.finished(Outcome::Cancelled, now)),
+            // Waits nest: who gave its slot up already has none to give.
             (
-                Self::Starting { attempt, .. } | Self::Running { attempt, .. },
+                Self::Running { attempt, .. } | Self::Awaiting { attempt, .. },
+                E::SlotYielded(of),
+            ) if attempt == of => Ok(match self {
+                Self::Running { since, .. } => Self::Awaiting {
+                    attempt: *attempt,
+                    started_at: *since,
+                    since: now,
+                },
+                _ => self.clone(),
+            }),
+            (
+                Self::Awaiting {
+                    attempt,
+                    started_at,
+                    ..
+                },
+                E::SlotTaken(of),
+            ) if attempt == of => Ok(Self::Running {
+                attempt: *attempt,
+                since: *started_at,
+            }),
+            (
+                Self::Starting { attempt, .. }
+                | Self::Running { attempt, .. }
+                | Self::Awaiting { attempt, .. },
                 E::CancelRequested,
             ) => Ok(Self::Stopping {
                 attempt: *attempt,
@@ -201,6 +236,7 @@ impl SessionState {
                 | Self::Queued
                 | Self::Starting { .. }
                 | Self::Running { .. }
+                | Self::Awaiting { .. }
                 | Self::Concluding { .. },
                 E::MessageSent(_),
             ) => Ok(self.clone()),
@@ -233,6 +269,7 @@ impl SessionState {
         match self {
             Self::Starting { attempt, .. }
             | Self::Running { attempt, .. }
+            | Self::Awaiting { attempt, .. }
             | Self::Stopping { attempt, .. } => Some(*attempt),
             _ => None,
         }
@@ -241,7 +278,17 @@ impl SessionState {
     /// Whether it takes one of the places for running sessions.
     #[must_use]
     pub fn holds_slot(&self) -> bool {
-        self.live_attempt().is_some() || matches!(self, Self::Concluding { .. })
+        match self {
+            Self::Awaiting { .. } => false,
+            Self::Concluding { .. } => true,
+            _ => self.live_attempt().is_some(),
+        }
+    }
+
+    /// Whether its Claude is to do nothing: it has no slot, or was told to stop.
+    #[must_use]
+    pub fn stands_still(&self) -> bool {
+        matches!(self, Self::Awaiting { .. } | Self::Stopping { .. })
     }
 
     /// Whether nothing but a retry can change it.
@@ -255,6 +302,7 @@ impl SessionState {
     pub fn started_at(&self) -> Option<Timestamp> {
         match self {
             Self::Running { since, .. } => Some(*since),
+            Self::Awaiting { started_at, .. } => Some(*started_at),
             Self::Stopping { started_at, .. }
             | Self::Concluding { started_at, .. }
             | Self::Paused { started_at, .. }
@@ -296,6 +344,7 @@ impl SessionState {
             Self::Blocked { .. } => "blocked",
             Self::Starting { .. } => "starting",
             Self::Running { .. } => "running",
+            Self::Awaiting { .. } => "awaiting",
             Self::Stopping { .. } => "stopping",
             Self::Concluding { .. } => "concluding",
             Self::Paused { .. } => "paused",
@@ -322,9 +371,10 @@ impl SessionState {
             Self::Queued if waits => Status::Pending,
             Self::Queued | Self::Paused { .. } => Status::Queued,
             Self::Blocked { .. } => Status::Blocked,
-            Self::Running { .. } | Self::Stopping { .. } | Self::Concluding { .. } => {
-                Status::Running
-            }
+            Self::Running { .. }
+            | Self::Awaiting { .. }
+            | Self::Stopping { .. }
+            | Self::Concluding { .. } => Status::Running,
             Self::Finished {
                 outcome: Outcome::Completed,
                 ..

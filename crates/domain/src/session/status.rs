@@ -23,7 +23,7 @@ pub enum Status {
     Pending,
     /// Ready, waits for a slot or for the end of a pause.
     Queued,
-    /// Claude works, or its work is being landed.
+    /// Claude works, waits for sessions of its own, or its work is being landed.
     Running,
     /// Done.
     Completed,

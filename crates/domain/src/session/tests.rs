@@ -77,6 +77,58 @@ fn a_stop_that_nobody_asked_for_is_no_cancellation() {
     assert_eq!(code, FailureCode::Interrupted);
 }
 
+fn awaiting() -> SessionState {
+    let yielded = SessionEvent::SlotYielded(Attempt::FIRST);
+    running().after(&yielded, at(7)).expect("may wait")
+}
+
+#[test]
+fn who_waits_for_others_gives_its_slot_up_and_takes_it_back() {
+    let awaiting = awaiting();
+    assert!(running().holds_slot() && !awaiting.holds_slot());
+    assert_eq!(awaiting.status(false), Status::Running);
+    // A second wait beside the first, or one that is asked for again.
+    let again = awaiting.after(&SessionEvent::SlotYielded(Attempt::FIRST), at(8));
+    assert_eq!(again.as_ref(), Ok(&awaiting));
+    let back = awaiting.after(&SessionEvent::SlotTaken(Attempt::FIRST), at(9));
+    assert_eq!(back, Ok(running()), "it started when it did");
+    let other = SessionEvent::SlotTaken(Attempt(2));
+    assert!(awaiting.after(&other, at(9)).is_err());
+    assert!(
+        starting()
+            .after(&SessionEvent::SlotYielded(Attempt::FIRST), at(9))
+            .is_err()
+    );
+}
+
+#[test]
+fn whatever_may_happen_to_one_that_runs_may_happen_while_it_waits() {
+    let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());
+    let events = [
+        ended,
+        SessionEvent::CancelRequested,
+        SessionEvent::SandboxLost(Attempt::FIRST, Loss::Removed),
+        SessionEvent::MessageSent("hello".into()),
+        SessionEvent::MessageTold(Attempt::FIRST, 1),
+        SessionEvent::LimitHit(Attempt::FIRST, at(90)),
+        SessionEvent::BudgetSet(1.0),
+        SessionEvent::LaunchFailed(
+            Attempt::FIRST,
+            Outcome::failed(FailureCode::CloneFailed, "no such repository"),
+        ),
+    ];
+    for event in events {
+        let of_running = running().after(&event, at(9)).expect("may happen");
+        let of_awaiting = awaiting().after(&event, at(9)).expect("may happen");
+        if of_running == running() {
+            assert_eq!(of_awaiting, awaiting(), "{}", event.name());
+        } else {
+            assert_eq!(of_awaiting, of_running, "{}", event.name());
+        }
+        assert_eq!(of_awaiting.started_at(), Some(at(2)), "{}", event.name());
+    }
+}
+
 #[test]
 fn an_outcome_is_recorded_once() {
     let ended = SessionEvent::AgentEnded(Attempt::FIRST, Box::default());

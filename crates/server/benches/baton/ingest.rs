@@ -136,6 +136,7 @@ fn send(data_dir: &Path, id: &str, chunks: &[Bytes]) -> Result<f64> {
         has_job: true,
         last_seq: 0,
         listens: false,
+        excuses: false,
     };
     Frame::Hello(hello).encode(&mut wire);
     stream.write_all(&wire)?;

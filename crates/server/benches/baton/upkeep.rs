@@ -11,7 +11,9 @@ use baton::orchestrator::{
 };
 use baton::store::{OutputLine, Store, StoreSettings};
 use baton::transition;
+use baton::waits::OpenWaits;
 use baton_agent::protocol::{Ending, Exit, Stream};
+use baton_domain::coordination::CoordinationLimits;
 use baton_domain::ending::{ClaudeResult, Outcome};
 use baton_domain::observe::{Sandboxes, Snapshot};
 use baton_domain::plan::{Limits, plan};
@@ -112,6 +114,8 @@ impl Upkeep {
             slots_max: SLOTS_MAX,
             meter: Arc::new(|_, _| None),
             overlaps: Arc::new(|_| Vec::new()),
+            waits: OpenWaits::default(),
+            coordination: CoordinationLimits::default(),
         });
         Ok(Self {
             store,
@@ -193,6 +197,7 @@ impl Upkeep {
             orchestrations: std::collections::HashMap::new(),
             sandboxes: Sandboxes::default(),
             busy: std::collections::HashSet::new(),
+            waits: std::collections::HashSet::new(),
             now: self.clock.now(),
             watching_since: self.clock.now(),
         };

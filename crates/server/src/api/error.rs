@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use baton_domain::SessionId;
+use baton_domain::coordination::CoordinationRefusal;
 use baton_domain::dependencies::DependencyError;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -39,6 +40,10 @@ pub enum Code {
     Unauthorized,
     /// The `Host` or `Origin` is not one this server answers to.
     ForbiddenOrigin,
+    /// A coordination session asked for what is not its own.
+    NotPermitted,
+    /// A coordination session has made as many sessions, or levels of them, as it may.
+    CoordinationLimit,
     /// No session has this id.
     SessionNotFound,
     /// No orchestration has this id.
@@ -213,6 +218,7 @@ impl From<OrchestratorError> for ApiError {
                     format!("must be more than the ${spent_usd:.2} that are spent already"),
                 )
             }
+            E::Coordination(refusal) => of_coordination(refusal),
             E::Refused(refusal) => of_refusal(refusal),
         };
         Self {
@@ -287,13 +293,34 @@ fn of_dependency(error: &DependencyError) -> ApiError {
         E::Cycle { path } => (Code::DependencyCycle, json!({ "path": first(path) })),
         E::Unknown(ids) => (Code::UnknownDependency, json!({ "unknown": first(ids) })),
     };
-    let mut message = error.to_string();
-    message[..1].make_ascii_uppercase();
-    ApiError::new(StatusCode::BAD_REQUEST, code, message).with(details)
+    ApiError::new(StatusCode::BAD_REQUEST, code, capitalised(error)).with(details)
 }
 
 fn first(ids: &[SessionId]) -> &[SessionId] {
     &ids[..ids.len().min(NAMED_MAX)]
+}
+
+fn of_coordination(refusal: &CoordinationRefusal) -> ApiError {
+    use CoordinationRefusal as R;
+    let (status, code) = match refusal {
+        R::NotYours(_)
+        | R::NotYourOrchestration(_)
+        | R::OtherRepository { .. }
+        | R::OtherBranch { .. } => (StatusCode::FORBIDDEN, Code::NotPermitted),
+        R::TooDeep { .. } | R::NoLevelLeft { .. } | R::TooMany { .. } => {
+            (StatusCode::FORBIDDEN, Code::CoordinationLimit)
+        }
+        R::NotAtWork { .. } | R::NoOrchestration(_) => {
+            (StatusCode::CONFLICT, Code::InvalidTransition)
+        }
+    };
+    ApiError::new(status, code, capitalised(refusal))
+}
+
+fn capitalised(error: &impl std::fmt::Display) -> String {
+    let mut message = error.to_string();
+    message[..1].make_ascii_uppercase();
+    message
 }
 
 fn of_refusal(refusal: &Refusal) -> ApiError {
@@ -301,7 +328,6 @@ fn of_refusal(refusal: &Refusal) -> ApiError {
         Refusal::RuntimeUnavailable => Code::RuntimeUnavailable,
         Refusal::ImageMissing { .. } => Code::ImageMissing,
     };
-    let mut message = refusal.to_string();
-    message[..1].make_ascii_uppercase();
-    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, message).retry_after(RETRY_AFTER_REFUSAL_S)
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, capitalised(refusal))
+        .retry_after(RETRY_AFTER_REFUSAL_S)
 }

@@ -193,6 +193,8 @@ fn event_name(event: &SessionEvent) -> &'static str {
         SessionEvent::DependencyLost(_) => "dependency_lost",
         SessionEvent::LaunchDecided(_) => "launch_decided",
         SessionEvent::ClaudeStarted(_) => "claude_started",
+        SessionEvent::SlotYielded(_) => "slot_yielded",
+        SessionEvent::SlotTaken(_) => "slot_taken",
         SessionEvent::CancelRequested => "cancel_requested",
         SessionEvent::AgentEnded(..) => "claude_ended",
         SessionEvent::SandboxLost(..) => "sandbox_lost",

@@ -66,6 +66,10 @@ pub struct SessionView<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<uuid::Uuid>)]
     pub orchestration_id: Option<OrchestrationId>,
+    /// The coordination session that made it; none where a client did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<uuid::Uuid>)]
+    pub parent_id: Option<SessionId>,
     /// Claude's own name for its conversation, once it was started.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<uuid::Uuid>)]
@@ -151,6 +155,7 @@ impl<'a> SessionView<'a> {
             dependencies: &session.dependencies,
             created_at: Millis(session.created_at),
             orchestration_id: session.orchestration_id,
+            parent_id: session.parent,
             claude_session_id: started_at
                 .filter(|_| session.command.is_none())
                 .map(|_| session.claude_session_id),

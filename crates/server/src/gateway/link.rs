@@ -144,7 +144,18 @@ async fn store_frames<Io: AsyncWrite>(
     // What waited before is news to this connection.
     news.mark_changed();
     let mut said = 0;
+    // Whether Claude waits for other sessions, as the agent was told last.
+    let told_waits = gate.coordinates && hello.excuses;
+    let mut told_waits = told_waits.then_some(None);
+    let mut moves = gate.parts.store.watch_events(gate.session);
     loop {
+        if let Some(told) = &mut told_waits {
+            moves.mark_unchanged();
+            let waits = gate.awaits();
+            if told.replace(waits) != Some(waits) {
+                send(&mut writer, &Frame::Waits(waits)).await?;
+            }
+        }
         if *stop.borrow() && !told_to_stop {
             send(&mut writer, &Frame::Cancel).await?;
             told_to_stop = true;
@@ -158,6 +169,10 @@ async fn store_frames<Io: AsyncWrite>(
             changed = news.changed(), if hello.listens => {
                 if changed.is_err() { return Ok(()) }
                 said = say(gate, &mut writer, said).await?;
+                continue;
+            }
+            changed = moves.changed(), if told_waits.is_some() => {
+                if changed.is_err() { return Ok(()) }
                 continue;
             }
             // Only between two batches: the next link asks how far this one has stored, and an
@@ -232,9 +247,9 @@ async fn say<Io: AsyncWrite>(
 ) -> Result<u64, LinkError> {
     let session = gate.parts.store.session(gate.session).await?;
     let works = match session.state {
-        SessionState::Starting { attempt, .. } | SessionState::Running { attempt, .. } => {
-            attempt == gate.attempt
-        }
+        SessionState::Starting { attempt, .. }
+        | SessionState::Running { attempt, .. }
+        | SessionState::Awaiting { attempt, .. } => attempt == gate.attempt,
         _ => false,
     };
     let waiting = session.steering.messages.iter().filter(|_| works);

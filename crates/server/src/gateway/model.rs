@@ -446,6 +446,17 @@ pub fn budget_spent(message: &str) -> Response {
     response
 }
 
+/// The answer to a call that is to be repeated after so many seconds, because its session has to
+/// stand still. No 529: of those Claude Code takes a few only.
+#[must_use]
+pub fn later(message: &str, retry_after_s: u64) -> Response {
+    let mut response = failure(StatusCode::SERVICE_UNAVAILABLE, "api_error", message);
+    let headers = response.headers_mut();
+    headers.insert(limit::SHOULD_RETRY, HeaderValue::from_static("true"));
+    headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
+    response
+}
+
 /// An error of our own in the API's shape, which Claude Code shows to people.
 fn failure(status: StatusCode, kind: &str, message: &str) -> Response {
     let body = serde_json::json!({

@@ -96,25 +96,25 @@ pub(super) async fn call(
     Ok(match operation {
         Operation::SessionCreate(new) => create(orchestrator, caller, *new, key).await?,
         Operation::SessionStart(id) => {
-            orchestrator.permits(caller, id)?;
+            orchestrator.permits(caller, id).await?;
             told(&orchestrator.start_session(id).await?)
         }
         Operation::SessionGet(id) => {
-            orchestrator.permits(caller, id)?;
+            orchestrator.permits(caller, id).await?;
             told(&orchestrator.session(id).await?)
         }
         Operation::SessionCancel(id) => {
-            orchestrator.permits(caller, id)?;
+            orchestrator.permits(caller, id).await?;
             told(&orchestrator.cancel_session(id).await?)
         }
         Operation::SessionRetry(id) => {
-            orchestrator.permits(caller, id)?;
+            orchestrator.permits(caller, id).await?;
             let render = rendering(told);
             let once = once(caller, key, "retry_session", &id, &render);
             answered(orchestrator.retry_session(id, once).await?, told)
         }
         Operation::SessionMessage(id, message) => {
-            orchestrator.permits(caller, id)?;
+            orchestrator.permits(caller, id).await?;
             let render = rendering(told);
             let once = once(caller, key, "message_session", &(id, &message), &render);
             let accepted = orchestrator.message_session(id, message, once).await?;
@@ -169,12 +169,8 @@ fn once<'a, T>(
     asked: &impl Serialize,
     render: &'a (dyn Fn(&T) -> Vec<u8> + Sync),
 ) -> Option<Once<'a, T>> {
-    let of_whom = match caller {
-        Caller::Client => String::new(),
-        Caller::Session(id) => format!(" of {id}"),
-    };
     key.map(|key| Once {
-        key: format!("mcp{of_whom}: {key}"),
+        key: caller.key(&format!("mcp: {key}")),
         digest: api::digest(tool, asked),
         render,
     })
@@ -240,7 +236,7 @@ async fn output(
     let Operation::SessionOutput { id, .. } = *operation else {
         return Ok(Value::Null.into());
     };
-    orchestrator.permits(caller, id)?;
+    orchestrator.permits(caller, id).await?;
     let mut log = match wanted.detailed {
         true => page(orchestrator, id, wanted).await?,
         false => tail(orchestrator, id, wanted.chars_max.unwrap_or(TAIL_CHARS)).await?,

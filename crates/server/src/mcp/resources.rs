@@ -59,9 +59,13 @@ impl Named {
         }
     }
 
-    fn check(self, orchestrator: &Orchestrator, caller: Caller) -> Result<(), OrchestratorError> {
+    async fn check(
+        self,
+        orchestrator: &Orchestrator,
+        caller: Caller,
+    ) -> Result<(), OrchestratorError> {
         match self {
-            Self::Session(id) | Self::Log(id) => orchestrator.permits(caller, id),
+            Self::Session(id) | Self::Log(id) => orchestrator.permits(caller, id).await,
             Self::Orchestration(id) => orchestrator.permits_orchestration(caller, id),
         }
     }
@@ -138,7 +142,7 @@ pub(super) async fn read(
     uri: &str,
 ) -> Result<ReadResourceResult, ErrorData> {
     let named = Named::by(uri).ok_or_else(|| unknown(uri))?;
-    named.check(orchestrator, caller).map_err(failed)?;
+    named.check(orchestrator, caller).await.map_err(failed)?;
     let (text, mime_type) = match named {
         Named::Session(id) => (session(orchestrator, id).await.map_err(failed)?, JSON),
         Named::Log(id) => (log(orchestrator, id).await.map_err(failed)?, TEXT),
@@ -218,7 +222,7 @@ pub(super) async fn follow<Told: Future<Output = bool>>(
     tell: impl Fn() -> Told,
 ) -> Result<(), ErrorData> {
     let named = Named::by(uri).ok_or_else(|| unknown(uri))?;
-    named.check(orchestrator, caller).map_err(failed)?;
+    named.check(orchestrator, caller).await.map_err(failed)?;
     let mut seen = None;
     loop {
         let members = members(orchestrator, named).await.map_err(failed)?;
@@ -254,7 +258,7 @@ pub(super) async fn check(
     uri: &str,
 ) -> Result<(), ErrorData> {
     let named = Named::by(uri).ok_or_else(|| unknown(uri))?;
-    named.check(orchestrator, caller).map_err(failed)?;
+    named.check(orchestrator, caller).await.map_err(failed)?;
     let members = members(orchestrator, named).await.map_err(failed)?;
     mark(orchestrator, named, &members)
         .await

@@ -52,7 +52,7 @@ pub(super) async fn wait(
 ) -> Result<CallToolResponse, ApiError> {
     let (ids, mode, timeout_s) = arguments.wait()?;
     for id in &ids {
-        orchestrator.permits(caller, *id)?;
+        orchestrator.permits(caller, *id).await?;
     }
     let wish = Wish {
         ids,
@@ -169,9 +169,9 @@ pub(super) async fn get(
     let id = wait_id(task_id)?;
     let kept = orchestrator.kept_wait(id).await.map_err(of_storage)?;
     let (wait, waiting) = kept.ok_or_else(|| unknown(task_id))?;
-    let permitted = |of: &SessionId| orchestrator.permits(caller, *of).is_ok();
-    if !wait.sessions.iter().all(permitted) {
-        return Err(unknown(task_id));
+    for of in &wait.sessions {
+        let permitted = orchestrator.permits(caller, *of).await;
+        permitted.map_err(|_| unknown(task_id))?;
     }
     let payload = if wait.cancelled_at.is_some() {
         TaskPayload::Cancelled

@@ -51,9 +51,11 @@ impl Orchestrator {
         })
     }
 
-    /// An orchestration lands as a whole, unless it was asked for as exactly one session.
+    /// An orchestration lands as a whole, unless it was asked for as exactly one session that does
+    /// all of it itself.
     fn new_orchestration(&self, new: &NewOrchestration, made: &Orchestrated) -> Orchestration {
-        let is_single = new.plan.is_none() && new.kind.is_some() && new.strategy.is_none();
+        let only = new.kind.filter(|kind| *kind != Kind::Coordination);
+        let is_single = new.plan.is_none() && only.is_some() && new.strategy.is_none();
         let strategy = new.strategy.as_ref();
         Orchestration {
             branch: new.project.branch.clone(),

@@ -42,6 +42,7 @@ impl Orchestrator {
                 None => Cow::Borrowed("It is about to go on: its orchestration has a new budget."),
             }),
             SessionState::Paused { pause, .. } => Some(paused(pause).into()),
+            SessionState::Awaiting { .. } => Some(self.awaits(&details.session)),
             SessionState::Stopping { .. } => {
                 Some(Cow::Borrowed("It was told to stop and is saving its work."))
             }
@@ -154,6 +155,17 @@ impl Orchestrator {
                  how many there are."
             ),
             taken => format!("It is about to start: {taken} of {slots_max} slots are taken."),
+        }
+    }
+
+    fn awaits(&self, session: &Session) -> Cow<'static, str> {
+        match self.parts.waits.sessions().contains(&session.id) {
+            true => {
+                Cow::Borrowed("It waits for sessions that it made, and holds no slot meanwhile.")
+            }
+            false => {
+                Cow::Borrowed("It waited for other sessions and goes on as soon as a slot is free.")
+            }
         }
     }
 

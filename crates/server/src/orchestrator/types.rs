@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use baton_domain::budget::Budget;
+use baton_domain::coordination::{CoordinationLimits, CoordinationRefusal};
 pub use baton_domain::decompose::DependencyMode;
 use baton_domain::decompose::{Planning, ProposedGraph};
 use baton_domain::dependencies::DependencyError;
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::store::{Orchestration, Store, StoreError};
+use crate::waits::OpenWaits;
 
 /// Makes names for new things. No name is ever given twice.
 pub trait Ids: Send + Sync {
@@ -98,6 +100,10 @@ pub struct OrchestratorParts {
     pub meter: Meter,
     /// Tells which files several of these running sessions have changed.
     pub overlaps: Overlaps,
+    /// Whose Claudes wait for other sessions; the reconciler looks at the same.
+    pub waits: OpenWaits,
+    /// How far coordination sessions may go.
+    pub coordination: CoordinationLimits,
 }
 
 /// See [`OrchestratorParts::overlaps`].
@@ -340,6 +346,9 @@ pub enum OrchestratorError {
         /// What is spent.
         spent_usd: f64,
     },
+    /// A coordination session may not do that.
+    #[error(transparent)]
+    Coordination(#[from] CoordinationRefusal),
     /// No new work for now.
     #[error(transparent)]
     Refused(#[from] Refusal),

@@ -60,6 +60,7 @@ impl Actions {
         match action {
             Action::Prepare(session) => self.prepare(&session).await,
             Action::Launch(session) => self.launch(&session).await,
+            Action::TakeSlot(session) => self.take_slot(&session).await,
             Action::Conclude(session) => self.conclude(&session, tries).await,
             Action::Remove(sandbox, volumes) => self.remove(&sandbox, volumes).await,
             Action::Kill(sandbox) => {
@@ -121,6 +122,23 @@ impl Actions {
                 self.seen(session, &spec, SandboxState::Running)
             }
             Err(error) => self.not_launched(session, &gate, error).await,
+        }
+    }
+
+    async fn take_slot(&self, session: &Session) -> ActionDone {
+        let (store, clock) = (&self.parts.store, self.parts.clock.as_ref());
+        let waits = &self.parts.waits;
+        let taken = waits.take_slot_back(store, clock, session.id, session.attempt);
+        match taken.await {
+            Ok(()) => ActionDone::default(),
+            Err(TransitionError::Invalid(error)) => {
+                tracing::debug!(session = %session.id, %error, "needs no slot any more");
+                ActionDone::default()
+            }
+            Err(error) => {
+                tracing::warn!(session = %session.id, %error, "has no slot yet");
+                ActionDone::again()
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub enum Deed {
     Conclude,
     /// [`Action::Launch`].
     Launch,
+    /// [`Action::TakeSlot`].
+    TakeSlot,
     /// [`Action::Prepare`].
     Prepare,
 }
@@ -30,6 +32,7 @@ impl Deed {
             Action::Remove(..) | Action::Kill(_) => Self::Remove,
             Action::Conclude(_) => Self::Conclude,
             Action::Launch(_) => Self::Launch,
+            Action::TakeSlot(_) => Self::TakeSlot,
             Action::Prepare(_) => Self::Prepare,
         }
     }

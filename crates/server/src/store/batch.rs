@@ -425,6 +425,7 @@ impl Batch {
                 command: session.command.clone(),
                 planning: session.planning.clone(),
                 start_commit: session.start_commit.clone(),
+                parent: session.parent,
             },
         })?;
         self.rows.states.push(&StateRow {

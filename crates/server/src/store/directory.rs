@@ -420,7 +420,10 @@ impl Tables {
                 spending.reported_by += 1;
             }
             let live = self.live.get(place).filter(|_| entry.over.is_none());
-            if let Some(session) = live.filter(|session| session.state.holds_slot()) {
+            let is_used = |session: &&Arc<Session>| {
+                session.state.holds_slot() || session.state.stands_still()
+            };
+            if let Some(session) = live.filter(is_used) {
                 running.push((session.id, session.attempt));
             }
         }

@@ -191,6 +191,8 @@ pub(super) struct Brief {
     pub(super) planning: Option<Planning>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) start_commit: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parent: Option<SessionId>,
     pub(super) created_at: Timestamp,
 }
 

@@ -461,6 +461,7 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         command: brief.command,
         planning: brief.planning,
         start_commit: brief.start_commit,
+        parent: brief.parent,
         steering,
         report,
     };

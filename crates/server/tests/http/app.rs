@@ -10,6 +10,8 @@ use baton::http::{BODY_TIMEOUT, HttpParts, ServeSettings, router, serve};
 use baton::mcp;
 use baton::orchestrator::{Admission, Ids, Orchestrator, OrchestratorParts, Refusal};
 use baton::store::{Store, StoreSettings, Transition};
+use baton::waits::OpenWaits;
+use baton_domain::coordination::CoordinationLimits;
 use baton_domain::ending::Usage;
 use baton_domain::session::Report;
 use baton_domain::{ClaudeSessionId, OrchestrationId, SessionEvent, SessionId};
@@ -119,6 +121,8 @@ impl App {
             slots_max: 2,
             meter: Arc::new(|_, _| Some(METERED)),
             overlaps: Arc::new(|_| Vec::new()),
+            waits: OpenWaits::default(),
+            coordination: CoordinationLimits::default(),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("its address");

@@ -447,6 +447,31 @@ async fn without_a_runtime_reads_work_and_new_work_is_refused() {
 }
 
 #[tokio::test]
+async fn a_coordination_session_is_in_an_orchestration_that_lands_as_a_whole() {
+    let app = App::new().await;
+    let project = json!({ "repository": "o/r", "branch": "shop", "requirements": "x" });
+    let made = app
+        .post(
+            "/api/v1/sessions",
+            &json!({ "type": "coordination", "project": project }),
+        )
+        .await;
+    assert_eq!(made.status, 201);
+    let made = made.json();
+    let session = &made["data"]["session"];
+    assert_eq!(session["parentId"], Value::Null);
+    let id = session["orchestrationId"].as_str().expect("an id");
+    let got = app
+        .get(&format!("/api/v1/orchestrations/{id}"))
+        .await
+        .json();
+    let orchestration = &got["data"]["orchestration"];
+    assert_eq!(orchestration["sessions"][0]["id"], session["id"]);
+    assert_eq!(orchestration["landing"]["status"], "waiting");
+    assert_eq!(orchestration["landing"]["branch"], "shop");
+}
+
+#[tokio::test]
 async fn an_orchestration_is_got_and_cancelled() {
     let app = App::new().await;
     let project = json!({ "repository": "o/r", "requirements": "x" });
@@ -476,6 +501,12 @@ async fn an_orchestration_is_got_and_cancelled() {
             "orchestration": {
               "createdAt": "2026-11-22T07:38:22.005Z",
               "id": "00000000-0000-7000-8000-000000000001",
+              "landing": {
+                "branch": "baton/000000000001",
+                "landed": [],
+                "leftOut": [],
+                "status": "waiting"
+              },
               "repository": "o/r",
               "requirements": "x",
               "sessions": [

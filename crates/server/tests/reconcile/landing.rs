@@ -240,7 +240,7 @@ fn proposed((at, dependencies): (usize, &&[usize])) -> ProposedSession {
     }
 }
 
-fn git(dir: &Path, arguments: &[&str]) -> String {
+pub(super) fn git(dir: &Path, arguments: &[&str]) -> String {
     git_with(dir, arguments, &[], "")
 }
 
@@ -292,7 +292,7 @@ fn commit_on(dir: &Path, parent: Option<&str>, files: &[(&str, &str)]) -> String
 }
 
 /// What a sandbox would have pushed.
-fn commit_work(mirror: &Path, id: SessionId, attempt: Attempt, files: &[(&str, &str)]) {
+pub(super) fn commit_work(mirror: &Path, id: SessionId, attempt: Attempt, files: &[(&str, &str)]) {
     let base = git(
         mirror,
         &["rev-parse", &format!("refs/baton/base/{id}/{attempt}")],
@@ -303,7 +303,7 @@ fn commit_work(mirror: &Path, id: SessionId, attempt: Attempt, files: &[(&str, &
 }
 
 /// The first commit of the remote, on `main`.
-fn seed(app: &App) {
+pub(super) fn seed(app: &App) {
     push_on_remote(app, "main", &[("README.md", "Nothing yet.\n")]);
 }
 

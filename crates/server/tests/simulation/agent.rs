@@ -9,12 +9,13 @@ use baton::store::{OutputLine, StoreError};
 use baton::transition::{TransitionError, apply, apply_told};
 use baton_agent::protocol::{Job, Stream};
 use baton_domain::ending::{ClaudeResult, Cut, Ending, Exit, SetupFailure, Usage};
-use baton_domain::{Attempt, Sandbox, Session, SessionEvent, SessionState};
+use baton_domain::{Attempt, Kind, Sandbox, Session, SessionEvent, SessionState};
 use bytes::Bytes;
 use jiff::SignedDuration;
 
 use crate::draw::Draw;
 use crate::life::{Server, move_clock_for};
+use crate::part::{self, Part};
 use crate::world::{Run, World};
 
 /// Of so many first attempts one has an agent that never connects.
@@ -32,6 +33,8 @@ pub struct Agent {
     has_forgotten: bool,
     /// What it told Claude: messages, and the words an attempt goes on with.
     pub said: Vec<String>,
+    /// What its Claude does with sessions of its own.
+    pub part: Option<Part>,
 }
 
 #[derive(Clone)]
@@ -95,6 +98,11 @@ impl Agent {
         }
     }
 
+    /// Whether its Claude does nothing: it waits for sessions of its own, or for a slot after that.
+    pub fn stands_still(&self) -> bool {
+        self.part.as_ref().is_some_and(Part::stands_still)
+    }
+
     /// Its volume is gone.
     pub fn forgets(&mut self) {
         self.volume_is_gone = true;
@@ -140,6 +148,9 @@ impl Agent {
     /// Claude goes on for a while.
     fn works(&mut self, frames: usize) {
         for _ in 0..frames {
+            if self.claude_has_started() && self.part.is_some() {
+                return;
+            }
             let next = self
                 .course
                 .as_mut()
@@ -156,7 +167,13 @@ impl Agent {
 }
 
 /// Lets one agent whose sandbox runs do something.
-pub async fn step(world: &World, server: &Server, sandbox: &Sandbox, draw: &mut Draw, mood: Mood) {
+pub async fn step(
+    world: &World,
+    server: &mut Server,
+    sandbox: &Sandbox,
+    draw: &mut Draw,
+    mood: Mood,
+) {
     let run = (sandbox.session, sandbox.attempt);
     // Without a socket there is nobody to talk to.
     if server.gateway.metered(run.0, run.1).is_none() {
@@ -184,7 +201,7 @@ pub async fn step(world: &World, server: &Server, sandbox: &Sandbox, draw: &mut 
             ..Ending::default()
         };
         agent(&mut world.agents(), run).ends(ending);
-    } else if !get_job(world, server, &session, run, draw).await {
+    } else if !get_job(world, server, &session, run, draw, mood).await {
         return;
     }
     let frames = match mood {
@@ -192,6 +209,10 @@ pub async fn step(world: &World, server: &Server, sandbox: &Sandbox, draw: &mut 
         Mood::Finishing => usize::MAX,
     };
     agent(&mut world.agents(), run).works(frames);
+    if world.agents()[&run].claude_has_started() && !world.agents()[&run].has_ended() {
+        part::step(world, server, run, draw, mood).await;
+        agent(&mut world.agents(), run).works(frames);
+    }
     tell_claude(world, server, run, draw, mood).await;
     tell_server(world, server, run, frames).await;
     leave(world, sandbox, run, draw, mood);
@@ -213,6 +234,7 @@ async fn get_job(
     session: &Session,
     run: Run,
     draw: &mut Draw,
+    mood: Mood,
 ) -> bool {
     // Its socket is there, also when the session has gone on without it.
     let asker = Session {
@@ -238,6 +260,8 @@ async fn get_job(
             let mut agents = world.agents();
             let agent = agent(&mut agents, run);
             agent.course = Some(course);
+            let coordinates = session.kind == Kind::Coordination;
+            agent.part = coordinates.then(|| Part::drawn(draw, mood)).flatten();
             let resume = session.steering.resume.as_ref();
             agent.said.extend(resume.map(|resume| resume.text.clone()));
             true
@@ -377,8 +401,11 @@ async fn tell_claude(world: &World, server: &Server, run: Run, draw: &mut Draw, 
         // Refused of one that does not run.
         let _ = apply(&server.store, world.clock.as_ref(), run.0, &event, None).await;
     }
-    let listens =
-        matches!(session.state, SessionState::Running { attempt, .. } if attempt == run.1);
+    let listens = matches!(
+        session.state,
+        SessionState::Running { attempt, .. } | SessionState::Awaiting { attempt, .. }
+            if attempt == run.1
+    );
     let messages = &session.steering.messages;
     let Some(last) = messages.last().filter(|_| listens) else {
         return;

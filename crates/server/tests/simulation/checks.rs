@@ -217,7 +217,8 @@ impl Record {
                 _ => {}
             }
         }
-        let is_under_way = self.session.state.holds_slot();
+        let state = &self.session.state;
+        let is_under_way = state.holds_slot() || state.live_attempt().is_some();
         for (attempt, count) in &launches {
             let goes_on = is_under_way && *attempt == self.session.attempt;
             let outcomes = outcomes.get(attempt).copied().unwrap_or(0);

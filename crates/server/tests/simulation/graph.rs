@@ -91,6 +91,22 @@ impl Graph {
         }
     }
 
+    /// One coordination session that makes the others itself.
+    pub fn coordinated(draw: &mut Draw, now: Timestamp) -> Self {
+        let id = OrchestrationId(draw.uuid());
+        let repository = repository().parse().expect("a repository");
+        let session = session(draw, now, Vec::new());
+        Self {
+            orchestration: Some(Orchestration::new(id, repository, "all of it".into(), now)),
+            sessions: vec![Session {
+                kind: Kind::Coordination,
+                state: SessionState::Queued,
+                orchestration_id: Some(id),
+                ..session
+            }],
+        }
+    }
+
     fn drawn(draw: &mut Draw, now: Timestamp, size: usize, known: &[SessionId]) -> Self {
         let mut orchestration = draw.chance(60).then(|| {
             let id = OrchestrationId(draw.uuid());

@@ -1,5 +1,6 @@
 //! One server, from its start to its death: everything it holds goes with it, at any instant.
 
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,16 +20,22 @@ use baton::repos::fake::FakeCodebase;
 use baton::repos::{RepoSettings, Repos};
 use baton::runtime::Runtime;
 use baton::store::{Store, StoreSettings};
+use baton::waits::OpenWaits;
+use baton_domain::coordination::CoordinationLimits;
 use futures::FutureExt as _;
 use jiff::SignedDuration;
 use tokio::sync::Notify;
 
-use crate::world::{Mortal, World};
+use crate::part::Call;
+use crate::world::{Mortal, Run, World};
 
 /// Longer than any pause in which an action asks an unreachable remote again.
 const REMOTE_PAUSE: Duration = Duration::from_secs(10);
 /// How long volumes are kept; short, so that graphs see it end.
 pub const KEEP_VOLUMES: SignedDuration = SignedDuration::from_hours(1);
+/// How many sessions the coordination sessions of an orchestration may make; few, so that graphs
+/// come to an end.
+const CHILDREN_MAX: usize = 8;
 /// How long a session may take to stop.
 pub const STOP_GRACE: SignedDuration = SignedDuration::from_secs(60);
 
@@ -73,6 +80,8 @@ pub struct Server {
     pub orchestrator: Orchestrator,
     pub reconciler: Reconciler,
     pub gateway: Gateway,
+    /// Calls of coordination sessions that wait for an answer.
+    pub calls: HashMap<Run, Call>,
     code: FakeCodebase,
 }
 
@@ -199,6 +208,7 @@ impl Server {
             clock: Arc::clone(&clock),
             wake: Arc::clone(&wake),
         });
+        let waits = OpenWaits::default();
         let orchestrator = Orchestrator::new(OrchestratorParts {
             store: store.clone(),
             clock: Arc::clone(&clock),
@@ -208,6 +218,11 @@ impl Server {
             slots_max: world.bounds.slots_max,
             meter: Arc::new(|_, _| None),
             overlaps: Arc::new(|_| Vec::new()),
+            waits: waits.clone(),
+            coordination: CoordinationLimits {
+                depth_max: 2,
+                sessions_max: CHILDREN_MAX,
+            },
         });
         let reconciler = Reconciler::new(ReconcilerParts {
             store: store.clone(),
@@ -220,6 +235,7 @@ impl Server {
                 Arc::clone(&clock),
                 Arc::clone(&world.ids) as _,
             ),
+            waits,
             clock,
             wake,
             health,
@@ -240,6 +256,7 @@ impl Server {
             orchestrator,
             reconciler,
             gateway,
+            calls: HashMap::new(),
             code: world.code.clone(),
         }
     }

@@ -11,6 +11,7 @@ mod draw;
 mod graph;
 mod large;
 mod life;
+mod part;
 mod story;
 mod world;
 
@@ -25,6 +26,8 @@ use story::Counts;
 const GRAPHS: u64 = 200;
 /// How many graphs of four sessions see the server die at each of their points.
 const DIAMONDS: u64 = 4;
+/// How many coordination sessions see the server die at each of their points.
+const COORDINATIONS: u64 = 4;
 /// Failing seeds that are told of.
 const FAILURES_SHOWN: usize = 20;
 
@@ -43,7 +46,8 @@ fn whatever_happens_every_session_ends_in_one_outcome() {
 #[test]
 fn the_server_may_die_at_every_point_of_a_graph() {
     let points = std::thread::scope(|scope| {
-        let diamonds = (0..DIAMONDS).map(|seed| scope.spawn(move || points_of(seed)));
+        let diamonds = (0..DIAMONDS)
+            .map(|seed| scope.spawn(move || points_of(seed, story::tell_of_one_death)));
         let diamonds: Vec<_> = diamonds.collect();
         let points = diamonds
             .into_iter()
@@ -54,10 +58,34 @@ fn the_server_may_die_at_every_point_of_a_graph() {
     assert!(points > 100, "only {points} points were reached");
 }
 
-/// Lets the server die at each point of one seed's diamond; how many there are.
-fn points_of(seed: u64) -> u64 {
+#[test]
+fn the_server_may_die_at_every_point_of_a_coordination_in_one_slot() {
+    let told = Mutex::new(Counts::default());
+    let tell = &|seed, point| {
+        let counts = story::tell_of_one_slot(seed, point)?;
+        told.lock().expect("counts").join(&counts);
+        Ok(counts)
+    };
+    let points = std::thread::scope(|scope| {
+        let all = (0..COORDINATIONS).map(|seed| scope.spawn(move || points_of(seed, tell)));
+        let all: Vec<_> = all.collect();
+        let points = all
+            .into_iter()
+            .map(|one| one.join().expect("no point is wrong"));
+        points.sum::<u64>()
+    });
+    let told = told.into_inner().expect("counts");
+    println!("the server died at each of {points} points: {told}");
+    assert!(points > 50, "only {points} points were reached");
+    for what in ["waits", "waits that died"] {
+        assert!(told.get(what) > 0, "there were no {what}");
+    }
+}
+
+/// Lets the server die at each point of one seed's story; how many there are.
+fn points_of(seed: u64, tell: impl Fn(u64, u64) -> Result<Counts, story::Wrong>) -> u64 {
     for point in 1.. {
-        let told = story::tell_of_one_death(seed, point);
+        let told = tell(seed, point);
         let counts = told.unwrap_or_else(|wrong| {
             panic!("seed {seed}, point {point}:\n  {}", wrong.join("\n  "))
         });

@@ -1,16 +1,16 @@
 //! One seed's story: graphs, what clients ask, what breaks, and how it all ends.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::Duration;
 
 use baton::orchestrator::{NewSession, OrchestratorError};
 use baton::runtime::RuntimeError;
 use baton::runtime::fake::{Verb, unreachable};
-use baton::store::StoreError;
+use baton::store::{PAGE_SESSIONS_MAX, SessionQuery, StoreError};
 use baton_domain::ending::Outcome;
 use baton_domain::session::Standing;
-use baton_domain::{OrchestrationId, Sandbox, SandboxState, SessionId, SessionState};
+use baton_domain::{Kind, OrchestrationId, Sandbox, SandboxState, SessionId, SessionState};
 
 use crate::agent::{Mood, step};
 use crate::checks::{Records, waiting};
@@ -93,6 +93,18 @@ pub fn tell_of_one_death(seed: u64, point: u64) -> Result<Counts, Wrong> {
     Story::new(seed, draw, bounds).happens_with_one_death(point)
 }
 
+/// Lets a story of `seed` happen of a coordination session and those that it makes, with one slot
+/// for all of them, in which one server dies at the `point`-th point that it reaches.
+pub fn tell_of_one_slot(seed: u64, point: u64) -> Result<Counts, Wrong> {
+    let mut draw = Draw::new(seed);
+    let bounds = Bounds {
+        slots_max: 1,
+        kinds: HashMap::new(),
+        ..Bounds::drawn(&mut draw)
+    };
+    Story::new(seed, draw, bounds).happens_in_one_slot(point)
+}
+
 impl Story {
     fn happens_with_one_death(mut self, point: u64) -> Result<Counts, Wrong> {
         let now = baton::clock::Clock::now(self.world.clock.as_ref());
@@ -116,6 +128,22 @@ impl Story {
         self.comes_to_its_end()?;
         self.nothing_is_left()?;
         self.messages_arrived()?;
+        self.count();
+        Ok(self.counts)
+    }
+
+    /// A coordination session, its children and one slot, in which a server dies once.
+    fn happens_in_one_slot(mut self, point: u64) -> Result<Counts, Wrong> {
+        let now = baton::clock::Clock::now(self.world.clock.as_ref());
+        let graph = Graph::coordinated(&mut self.draw, now);
+        self.life().death.comes_after(point);
+        self.run(async |_, server, _| server.comes_to_rest(LOOKS_MAX).await);
+        self.request(Wish::Graph(Box::new(graph)));
+        while self.waiting.is_some() {
+            self.asks();
+        }
+        self.comes_to_its_end()?;
+        self.nothing_is_left()?;
         self.count();
         Ok(self.counts)
     }
@@ -271,6 +299,34 @@ impl Story {
                 });
             }
         }
+        // A child may have been made by a server that died over it; its parent finds it again.
+        let children = self.world.witness.new_children();
+        self.asked.extend(&children);
+        self.sessions.extend(&children);
+    }
+
+    /// Those that were made by a server that died before it answered, for parents that ended.
+    fn learns_of_children(&mut self) {
+        let found = self.run(async |_, server, _| {
+            let mut query = SessionQuery {
+                limit: PAGE_SESSIONS_MAX,
+                ..SessionQuery::default()
+            };
+            let mut children = Vec::new();
+            loop {
+                let page = server.store.page(&query).await.expect("sessions");
+                let of_page = page.sessions.iter().filter(|one| one.parent.is_some());
+                children.extend(of_page.map(|one| one.id));
+                query.cursor = page.next_cursor;
+                if query.cursor.is_none() {
+                    return children;
+                }
+            }
+        });
+        for id in found.unwrap_or_default() {
+            self.sessions.insert(id);
+            self.asked.insert(id);
+        }
     }
 
     fn wish(&mut self) -> Wish {
@@ -292,13 +348,18 @@ impl Story {
                 for _ in 0..draw.between(0, 3) {
                     dependencies.extend(draw.pick(&ids));
                 }
-                let (kind, project) = (graph::kind(draw), graph::project(draw));
+                let (mut kind, project) = (graph::kind(draw), graph::project(draw));
+                let orchestration_id = draw.pick(&self.orchestrations).copied();
+                if orchestration_id.is_none() && kind == Kind::Coordination {
+                    // It would get one that lands as a whole, for which there is no git here.
+                    kind = Kind::Review;
+                }
                 Wish::Create(Box::new(NewSession {
                     id: Some(SessionId(draw.uuid())),
                     dependencies,
                     auto_start: draw.chance(80),
                     max_cost_usd: draw.chance(20).then_some(1.5),
-                    orchestration_id: draw.pick(&self.orchestrations).copied(),
+                    orchestration_id,
                     ..NewSession::new(kind, project)
                 }))
             }
@@ -505,6 +566,7 @@ impl Story {
     }
 
     fn all_is_true(&mut self) -> Result<(), Wrong> {
+        self.learns_of_children();
         let (ids, asked) = (self.sessions.clone(), self.asked.clone());
         let wrong = self.run(async |world, server, _| {
             let records = Records::read(server, &ids).await;
@@ -640,6 +702,9 @@ impl Story {
             };
             self.counts.add(outcome, 1);
         }
+        let [waits, broken] = self.world.witness.waits();
+        self.counts.add("waits", waits);
+        self.counts.add("waits that died", broken);
         self.counts
             .add("launches", self.world.runtime.launches().len() as u64);
     }

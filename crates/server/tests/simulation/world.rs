@@ -19,7 +19,7 @@ use baton::store::Store;
 use baton_domain::session::Standing;
 use baton_domain::{
     Attempt, Branch, ClaudeSessionId, OrchestrationId, Repository, Sandbox, SandboxId,
-    SandboxState, SessionId,
+    SandboxState, Session, SessionId,
 };
 use futures::stream::BoxStream;
 use jiff::Timestamp;
@@ -135,6 +135,10 @@ struct Told {
     prepares: u64,
     launches: u64,
     removals: u64,
+    /// Sessions that coordination sessions made.
+    children: BTreeSet<SessionId>,
+    /// How often such a session waited, and how often a wait died with its server.
+    waits: [u64; 2],
 }
 
 impl Witness {
@@ -161,7 +165,29 @@ impl Witness {
         (told.prepares, told.launches, told.removals)
     }
 
-    /// Whether Claude runs in a sandbox or may yet be started in it.
+    pub fn sees_child(&self, session: SessionId) {
+        self.told().children.insert(session);
+    }
+
+    /// Sessions that coordination sessions made, of which the story does not know yet.
+    pub fn new_children(&self) -> BTreeSet<SessionId> {
+        std::mem::take(&mut self.told().children)
+    }
+
+    pub fn sees_wait(&self) {
+        self.told().waits[0] += 1;
+    }
+
+    pub fn sees_broken_wait(&self) {
+        self.told().waits[1] += 1;
+    }
+
+    /// How often coordination sessions waited, and how often a wait died with its server.
+    pub fn waits(&self) -> [u64; 2] {
+        self.told().waits
+    }
+
+    /// Whether Claude works in a sandbox or may yet be started in it.
     fn is_occupied(&self, store: &Store, sandbox: &Sandbox) -> bool {
         let run = (sandbox.session, sandbox.attempt);
         let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
@@ -170,7 +196,7 @@ impl Witness {
         let may_start = session.is_some_and(|one| one.state.live_attempt() == Some(run.1));
         sandbox.state == SandboxState::Running
             && match agent {
-                Some(agent) if agent.has_ended() => false,
+                Some(agent) if agent.has_ended() || agent.stands_still() => false,
                 Some(agent) if agent.has_job() => true,
                 _ => may_start,
             }
@@ -184,20 +210,23 @@ impl Witness {
         gone.for_each(|(_, agent)| agent.forgets());
     }
 
-    fn launched(&self, run: Run, runtime: &FakeRuntime, store: &Store, bounds: &Bounds) {
+    /// A Claude that stood still works again.
+    pub fn goes_on(&self, run: Run, runtime: &FakeRuntime, store: &Store, bounds: &Bounds) {
+        match store.cached_session(run.0) {
+            Some(session) => self.count(&session, runtime, store, bounds),
+            None => self.objects(format!("session {} goes on when it is over", run.0)),
+        }
+    }
+
+    /// Looks whether more work at once than may, now that `session` does.
+    fn count(&self, session: &Arc<Session>, runtime: &FakeRuntime, store: &Store, bounds: &Bounds) {
         let sandboxes = runtime.sandboxes();
         let occupied: Vec<_> = sandboxes
             .iter()
             .filter(|sandbox| self.is_occupied(store, sandbox))
             .filter_map(|sandbox| Some((sandbox, store.cached_session(sandbox.session)?)))
             .collect();
-        let Some(session) = store.cached_session(run.0) else {
-            return self.objects(format!("session {} was launched when it was over", run.0));
-        };
-        if session.attempt != run.1 {
-            self.objects(format!("an older attempt was launched: {run:?}"));
-        }
-        let count = |most: usize, what: &str, of: &dyn Fn(&baton_domain::Session) -> bool| {
+        let count = |most: usize, what: &str, of: &dyn Fn(&Session) -> bool| {
             let running = occupied.iter().filter(|(_, one)| of(one));
             let running: Vec<_> = running
                 .map(|(sandbox, one)| format!("{} in a {} session's", sandbox.id, one.state.name()))
@@ -217,13 +246,23 @@ impl Witness {
         {
             count(most, session.kind.name(), &|one| one.kind == session.kind);
         }
-        let bounds = store.bounds(std::slice::from_ref(&session), |_, _| 0.0);
+        let bounds = store.bounds(std::slice::from_ref(session), |_, _| 0.0);
         for (id, bounds) in bounds {
             let most = bounds.parallel_max.map_or(usize::MAX, |most| most as usize);
             count(most, "of an orchestration", &|one| {
                 one.orchestration_id == Some(id)
             });
         }
+    }
+
+    fn launched(&self, run: Run, runtime: &FakeRuntime, store: &Store, bounds: &Bounds) {
+        let Some(session) = store.cached_session(run.0) else {
+            return self.objects(format!("session {} was launched when it was over", run.0));
+        };
+        if session.attempt != run.1 {
+            self.objects(format!("an older attempt was launched: {run:?}"));
+        }
+        self.count(&session, runtime, store, bounds);
         for dependency in &session.dependencies {
             let has_completed = store.standing(*dependency) == Some(Standing::Completed)
                 || self.told().reopened.contains(dependency);
