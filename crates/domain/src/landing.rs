@@ -380,6 +380,24 @@ impl Landing {
         next
     }
 
+    /// Somebody asks for what was not landed to be tried again, in a new round. None where nothing is
+    /// left to try, or it is under way.
+    #[must_use]
+    pub fn again(&self) -> Option<Self> {
+        let has_failed = match &self.stage {
+            Stage::Over {
+                end: End::Failed { .. },
+            } => true,
+            Stage::Over { end: End::Landed } => !self.left_out.is_empty(),
+            _ => false,
+        };
+        has_failed.then(|| Self {
+            cancelled: false,
+            stage: Stage::Waiting,
+            ..self.clone()
+        })
+    }
+
     /// The orchestration is cancelled: what its sessions have made is not to be landed. None where
     /// there is no landing to keep from it.
     #[must_use]

@@ -196,6 +196,9 @@ impl Session {
             E::LaunchDecided(attempt) => {
                 next.attempt = *attempt;
                 steering.budget_spent = false;
+                if steering.resume.is_none() {
+                    steering.based_at = Some(now);
+                }
             }
             E::LaunchLost(_) => {
                 steering.launches_lost += 1;

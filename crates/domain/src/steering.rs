@@ -40,6 +40,9 @@ pub struct Steering {
     /// US dollars that were spent when `max_cost_usd` was last granted.
     #[serde(skip_serializing_if = "is_nothing")]
     pub granted_from_usd: f64,
+    /// When it last took its dependencies' results for its base; what goes on does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub based_at: Option<Timestamp>,
     /// Whether the attempt was refused calls of the model, because a budget is spent.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub budget_spent: bool,

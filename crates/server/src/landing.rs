@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use baton_domain::landing::{
-    Candidate, GateRun, Landing, LandingFailure, Leaf, Next, Step, Tip, Verdict,
+    Candidate, End, GateRun, Landing, LandingFailure, Leaf, Next, Stage, Step, Tip, Verdict,
 };
 use baton_domain::{Kind, Project, Session, SessionId, SessionState};
 
@@ -95,7 +95,17 @@ impl Lander {
                 return Ok(());
             };
             let read_at = orchestration.landing_version;
-            match self.store.record_landing(id, read_at, landing).await {
+            let has_landed = matches!(landing.stage, Stage::Settling { end: End::Landed });
+            match self
+                .store
+                .record_landing(id, read_at, landing.clone())
+                .await
+            {
+                // Somebody cancelled it meanwhile, and too late: the branch has it.
+                Err(StoreError::LandingConflict(_)) if has_landed => {
+                    let read_at = self.store.orchestration(id).await?.landing_version;
+                    self.store.record_landing(id, read_at, landing).await?;
+                }
                 // Somebody cancelled it meanwhile: decide anew.
                 Ok(()) | Err(StoreError::LandingConflict(_)) => {}
                 Err(error) => return Err(error.into()),

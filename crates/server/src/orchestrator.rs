@@ -17,6 +17,7 @@ use std::sync::Arc;
 use baton_domain::coordination::coordinates;
 use baton_domain::dependencies::check_new;
 use baton_domain::ending::Usage;
+use baton_domain::landing::Landing;
 use baton_domain::session::Standing;
 use baton_domain::steering::Steering;
 use baton_domain::{
@@ -279,12 +280,22 @@ impl Orchestrator {
     }
 
     async fn cancel_landing(&self, id: OrchestrationId) -> Result<(), OrchestratorError> {
+        self.change_landing(id, Landing::cancelled).await
+    }
+
+    /// Records what `change` makes of the landing of an orchestration that lands as a whole, where
+    /// it makes something of it.
+    async fn change_landing(
+        &self,
+        id: OrchestrationId,
+        change: impl Fn(&Landing) -> Option<Landing>,
+    ) -> Result<(), OrchestratorError> {
         let store = &self.parts.store;
         let mut tries = 0;
         loop {
             let orchestration = store.orchestration(id).await?;
-            let cancelled = orchestration.landing.cancelled();
-            let Some(landing) = cancelled.filter(|_| orchestration.lands) else {
+            let changed = change(&orchestration.landing);
+            let Some(landing) = changed.filter(|_| orchestration.lands) else {
                 return Ok(());
             };
             tries += 1;

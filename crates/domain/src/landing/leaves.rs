@@ -24,8 +24,9 @@ pub struct Candidate {
     pub commit: Option<String>,
     /// Sessions whose results it started from.
     pub dependencies: Vec<SessionId>,
-    /// When its Claude was started.
-    pub started_at: Option<Timestamp>,
+    /// When it took what it depends on for its base: before its Claude was started, and never again
+    /// when it went on from what it had left itself.
+    pub based_at: Option<Timestamp>,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
 }
@@ -52,7 +53,7 @@ impl Candidate {
                 .filter(|result| result.commit != result.base_commit)
                 .map(|result| result.commit.clone()),
             dependencies: session.dependencies.clone(),
-            started_at: session.state.started_at(),
+            based_at: session.steering.based_at.or(session.state.started_at()),
             ended_at,
         }
     }
@@ -125,7 +126,7 @@ fn below(
         for dependency in &one.dependencies {
             let is_in = by_id
                 .get(dependency)
-                .is_some_and(|of| of.completed && of.ended_at <= one.started_at);
+                .is_some_and(|of| of.completed && of.ended_at <= one.based_at);
             if is_in {
                 held.insert(*dependency);
                 if looked_at.insert(*dependency) {

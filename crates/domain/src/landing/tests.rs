@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::session::{Session, SessionEvent};
 
 fn id(number: u32) -> SessionId {
     SessionId(Uuid::from_u128(u128::from(number)))
@@ -37,7 +38,7 @@ fn sessions(graph: &str) -> Vec<Candidate> {
                 .split(',')
                 .filter_map(|of| of.parse().ok().map(id))
                 .collect(),
-            started_at: Some(at(second)),
+            based_at: Some(at(second)),
             ended_at: Some(at(second)),
         }
     };
@@ -68,6 +69,66 @@ fn leaves_are_what_nobody_builds_on() {
 fn a_session_without_changes_hides_nothing() {
     check_leaves("1- 2<-1 3<-1 4-<-2,3", &[], "2 3");
     check_leaves("1 2-<-1 3<-2", &[], "3");
+}
+
+/// What an orchestrator would have recorded of sessions that ran one after the other.
+#[test]
+fn who_went_on_from_its_own_result_does_not_hold_what_is_newer() {
+    use crate::ending::Outcome;
+    use crate::output::SessionResult;
+    use crate::session::Report;
+    use crate::steering::Resume;
+
+    let runs = |session: Session, from: i64| {
+        let attempt = session.attempt;
+        let events = [
+            SessionEvent::LaunchDecided(attempt),
+            SessionEvent::ClaudeStarted(attempt),
+            SessionEvent::AgentEnded(attempt, Box::default()),
+            SessionEvent::Concluded(attempt, Outcome::Completed),
+        ];
+        let mut at_second = from;
+        let mut session = events.iter().fold(session, |session, event| {
+            at_second += 1;
+            session.after(event, at(at_second)).expect("possible")
+        });
+        let result = SessionResult {
+            branch: None,
+            base_commit: "base".into(),
+            commit: format!("{}@{from}", session.id),
+            files_changed: 1,
+            insertions: 1,
+            deletions: 0,
+            unjoined: Vec::new(),
+        };
+        session.report = Some(Report {
+            result: Some(result),
+            ..Report::default()
+        });
+        session
+    };
+    let goes_on = |session: Session, from: i64| {
+        let resume = SessionEvent::Resumed(Resume {
+            from: session.attempt,
+            text: "go on".into(),
+        });
+        runs(session.after(&resume, at(from)).expect("possible"), from)
+    };
+    let held = |first: &Session, second: &Session| {
+        let found = leaves(
+            &[Candidate::of(first), Candidate::of(second)],
+            &HashSet::new(),
+        );
+        found.len() == 1
+    };
+    let first = runs(crate::testing::session("a:queued"), 10);
+    let second = runs(crate::testing::session("b:queued<-a"), 20);
+    assert!(held(&first, &second));
+    let second = goes_on(second, 30);
+    assert!(held(&first, &second), "it still holds what it began with");
+    let first = goes_on(first, 40);
+    let second = goes_on(second, 50);
+    assert!(!held(&first, &second), "it does not have the newer one");
 }
 
 #[test]
@@ -408,6 +469,23 @@ fn a_cancelled_orchestration_lands_nothing_until_something_is_done_again() {
     world.sessions = sessions("1 2@9");
     let landing = world.land(landing, false, 1);
     assert_eq!(told(&landing), "landed: 1 2");
+}
+
+#[test]
+fn a_failed_landing_is_tried_again_when_somebody_asks() {
+    let all = sessions("1 2");
+    let begun = Landing::default().considered(&all, &HashMap::new(), 1);
+    assert_eq!(begun.again(), None, "it is under way");
+    let refused = begun.refused(LandingFailure::Refused, "protected".into(), None);
+    let over = refused.settled(&HashMap::new());
+    assert_eq!(over.next(false, 1), Next::Rest);
+    let again = over.again().expect("it failed");
+    assert_eq!(again.next(false, 1), Next::Consider);
+    let round = again.considered(&all, &HashMap::new(), 1);
+    assert_eq!((round.round, round.leaves.len()), (2, 2));
+    assert_eq!(round.left_out, []);
+    let landed = round.pushed("c".into(), &all).settled(&HashMap::new());
+    assert_eq!(landed.again(), None, "there is nothing to try");
 }
 
 #[test]

@@ -214,7 +214,8 @@ impl LandingFailure {
             }
             Self::Cancelled => "the orchestration was cancelled",
             Self::Contended => {
-                "the branch moved again and again before the merged results were pushed"
+                "the branch moved again and again before the merged results were pushed; \
+                 orchestration.start tries again"
             }
             Self::Refused => "the remote refused the merged results",
         }

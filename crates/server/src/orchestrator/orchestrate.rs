@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use baton_domain::budget::Budget;
 use baton_domain::decompose::{Planning, ProposedGraph, Request, decompose, plan_prompt};
+use baton_domain::landing::Landing;
 use baton_domain::{
     Kind, OrchestrationId, Project, Session, SessionEvent, SessionId, SessionState,
 };
@@ -78,7 +79,8 @@ impl Orchestrator {
 
     /// Asks for all sessions of an orchestration to run that were only created. With
     /// `max_cost_usd` they may cost so much together from now on, what is spent included; those
-    /// that wait for a larger budget go on by themselves.
+    /// that wait for a larger budget go on by themselves. A landing that left anything out is tried
+    /// again.
     ///
     /// # Errors
     /// Not found, [`OrchestratorError::Refused`], [`OrchestratorError::OrchestrationBudgetSpent`].
@@ -104,6 +106,7 @@ impl Orchestrator {
             failpoint::reach("budget_set");
             self.parts.wake.notify_one();
         }
+        self.change_landing(id, Landing::again).await?;
         let mut tries = 0;
         loop {
             // Read first, to tell one that is not there.

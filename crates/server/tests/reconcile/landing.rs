@@ -639,7 +639,7 @@ async fn a_remote_that_is_away_is_waited_for() {
 }
 
 #[tokio::test]
-async fn what_the_remote_refuses_is_said_and_nothing_is_tried_again() {
+async fn what_the_remote_refuses_is_said_and_tried_again_when_asked() {
     use std::os::unix::fs::PermissionsExt as _;
     let mut landing = Landing::new(None, Some("main"), &[&[]]).await;
     let hook = landing.remote().join("hooks/update");
@@ -662,6 +662,17 @@ async fn what_the_remote_refuses_is_said_and_nothing_is_tried_again() {
             .await
             .is_some_and(|of| of.starts_with("baton/"))
     );
+    // Until somebody asks for it.
+    std::fs::remove_file(&hook).expect("a hook");
+    let started = landing
+        .app
+        .orchestrator
+        .start_orchestration(landing.id, None)
+        .await;
+    started.expect("may be started");
+    landing.lands(nothing).await;
+    assert_eq!(landing.end().await, End::Landed);
+    assert_eq!(landing.branch_of(0).await.as_deref(), Some("main"));
 }
 
 #[tokio::test]
