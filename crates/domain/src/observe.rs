@@ -3,17 +3,20 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::budget::{Bounds, Budget};
-use crate::ending::Loss;
+use crate::ending::{FailureCode, Loss, Outcome};
 use crate::ids::{Attempt, OrchestrationId, SessionId};
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::session::{Session, SessionEvent, SessionState};
-use crate::waiting::launch_lost;
+use crate::waiting::{LAUNCHES_LOST_MAX, launch_lost};
 
 /// The exit code of a process that SIGKILL ended, as container runtimes report it.
 const KILLED_CODE: i64 = 137;
+/// How long an agent may take from the launch of its sandbox until it connects; it takes less than a
+/// second on a quiet machine. One that does not is replaced.
+pub const CONNECT_WAIT: SignedDuration = SignedDuration::from_secs(120);
 
 /// What the reconciler looks at in one pass.
 #[derive(Debug)]
@@ -58,6 +61,8 @@ pub struct Sandboxes {
     /// Attempts whose agents were never given their job, as far as this server knows for certain:
     /// Claude cannot have been started there.
     pub untold: HashSet<(SessionId, Attempt)>,
+    /// Those of them whose agents did not even connect, or are never to have their job.
+    pub unheard: HashSet<(SessionId, Attempt)>,
 }
 
 /// The losses that the sandboxes show. One that lost nothing but a launch is launched again, within
@@ -67,6 +72,9 @@ pub struct Sandboxes {
 pub fn losses(snapshot: &Snapshot) -> Vec<(Arc<Session>, SessionEvent)> {
     let lost = |session: &Arc<Session>| {
         let attempt = session.state.live_attempt()?;
+        if let Some(event) = unheard(session, attempt, snapshot) {
+            return Some((Arc::clone(session), event));
+        }
         let loss = loss(session, attempt, &snapshot.sandboxes)?;
         let untold = snapshot.sandboxes.untold.contains(&(session.id, attempt));
         let again = launch_lost(session, attempt).filter(|_| untold);
@@ -78,6 +86,33 @@ pub fn losses(snapshot: &Snapshot) -> Vec<(Arc<Session>, SessionEvent)> {
         .iter()
         .filter(|session| !snapshot.busy.contains(&session.id));
     idle.filter_map(lost).collect()
+}
+
+/// What follows for a session whose sandbox runs and whose agent has not connected in all the time
+/// it had.
+fn unheard(session: &Session, attempt: Attempt, snapshot: &Snapshot) -> Option<SessionEvent> {
+    let SessionState::Starting { since, .. } = &session.state else {
+        return None;
+    };
+    let key = (session.id, attempt);
+    let sandbox = snapshot.sandboxes.seen.get(&key)?;
+    let since = (*since).max(snapshot.watching_since);
+    let is_late = snapshot.now.duration_since(since) > CONNECT_WAIT;
+    if sandbox.state != SandboxState::Running
+        || !is_late
+        || !snapshot.sandboxes.unheard.contains(&key)
+    {
+        return None;
+    }
+    let given_up = || {
+        let text = format!(
+            "the agent in its container did not get ready within {} s, {LAUNCHES_LOST_MAX} times \
+             and once more; see docker logs, and whether the image can run it",
+            CONNECT_WAIT.as_secs()
+        );
+        SessionEvent::LaunchFailed(attempt, Outcome::failed(FailureCode::LaunchFailed, text))
+    };
+    Some(launch_lost(session, attempt).unwrap_or_else(given_up))
 }
 
 fn loss(session: &Session, attempt: Attempt, sandboxes: &Sandboxes) -> Option<Loss> {
@@ -223,6 +258,43 @@ mod tests {
         check("a:starting", gone(), complete(), expect!["Exited(137)"]);
         check("a:running", gone(), untold(), expect!["Exited(137)"]);
         check("a:stopping", gone(), untold(), expect!["Exited(137)"]);
+    }
+
+    #[test]
+    fn an_agent_that_does_not_connect_in_time_is_replaced_but_not_for_ever() {
+        let text = |now: i64, is_unheard: bool, launches_lost: u64, state: &str| {
+            let mut one = session(state);
+            one.steering.launches_lost = launches_lost;
+            let key = (one.id, one.attempt);
+            let sandbox = Sandbox {
+                id: sandbox_id(one.kind, one.id, one.attempt),
+                session: one.id,
+                attempt: one.attempt,
+                state: SandboxState::Running,
+                created_at: at(0),
+            };
+            let unheard = is_unheard.then_some(key);
+            let snapshot = Snapshot {
+                sessions: vec![Arc::new(one)],
+                orchestrations: HashMap::new(),
+                sandboxes: Sandboxes {
+                    seen: HashMap::from([(key, sandbox)]),
+                    unheard: unheard.into_iter().collect(),
+                    ..complete()
+                },
+                busy: HashSet::new(),
+                now: at(now),
+                watching_since: at(0),
+            };
+            let events = losses(&snapshot);
+            events.first().map_or("", |(_, event)| event.name())
+        };
+        // Launched in second 10.
+        assert_eq!(text(130, true, 0, "a:starting"), "");
+        assert_eq!(text(131, true, 0, "a:starting"), "launch lost");
+        assert_eq!(text(131, true, 5, "a:starting"), "launch failed");
+        assert_eq!(text(131, false, 0, "a:starting"), "");
+        assert_eq!(text(131, true, 0, "a:running"), "");
     }
 
     #[test]

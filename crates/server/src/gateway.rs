@@ -17,7 +17,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -116,6 +116,8 @@ pub struct Gate {
     /// Whether it was told that its budget runs low.
     warned: AtomicBool,
     handout: Mutex<Handout>,
+    /// Whether its agent has connected.
+    heard: AtomicBool,
     repository: Repository,
     /// Shared by all gates.
     touched: Arc<Mutex<Touched>>,
@@ -249,6 +251,18 @@ impl Gateway {
         gate.is_some_and(|gate| matches!(*gate.handout(), Handout::NotYet | Handout::Withheld))
     }
 
+    /// Whether the attempt's agent has never connected, or is never to have its job, as far as this
+    /// server knows for certain.
+    #[must_use]
+    pub fn is_unheard(&self, session: SessionId, attempt: Attempt) -> bool {
+        let gate = self.gate(session, attempt);
+        gate.is_some_and(|gate| match *gate.handout() {
+            Handout::NotYet => !gate.heard.load(Ordering::Relaxed),
+            Handout::Withheld => true,
+            Handout::Unknown | Handout::Given => false,
+        })
+    }
+
     /// Keeps the job from the attempt's agent for good; false where it may have it already.
     #[must_use]
     pub fn withhold(&self, session: SessionId, attempt: Attempt) -> bool {
@@ -324,6 +338,7 @@ impl Gate {
             metered: Mutex::default(),
             warned: AtomicBool::new(false),
             handout: Mutex::new(handout),
+            heard: AtomicBool::new(false),
             repository: session.project.repository.clone(),
             touched: Arc::clone(&gateway.touched),
             gates: Arc::downgrade(&gateway.gates),

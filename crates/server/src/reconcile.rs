@@ -235,11 +235,15 @@ impl Reconciler {
 
     fn snapshot(&self, complete: bool) -> Snapshot {
         let sessions = self.parts.store.active();
-        let untold = sessions
+        let gateway = &self.parts.gateway;
+        let starting = sessions
             .iter()
             .filter(|session| matches!(session.state, SessionState::Starting { .. }))
-            .map(|session| (session.id, session.attempt))
-            .filter(|&(session, attempt)| self.parts.gateway.is_untold(session, attempt));
+            .map(|session| (session.id, session.attempt));
+        let untold = starting
+            .clone()
+            .filter(|&(session, attempt)| gateway.is_untold(session, attempt));
+        let unheard = starting.filter(|&(session, attempt)| gateway.is_unheard(session, attempt));
         Snapshot {
             sandboxes: Sandboxes {
                 seen: self.seen.clone(),
@@ -247,6 +251,7 @@ impl Reconciler {
                 interrupted_at: self.interrupted_at,
                 host_rebooted: self.host_rebooted,
                 untold: untold.collect(),
+                unheard: unheard.collect(),
             },
             orchestrations: self.parts.gateway.bounds(&sessions),
             sessions,
@@ -436,7 +441,9 @@ impl Reconciler {
         let lost = losses(snapshot);
         let mut any_news = !lost.is_empty();
         for (session, event) in lost {
-            if let SessionEvent::LaunchLost(attempt) = event {
+            if let SessionEvent::LaunchLost(attempt) | SessionEvent::LaunchFailed(attempt, _) =
+                event
+            {
                 // An agent that was given the job in the meantime is lost in the next pass.
                 if !self.parts.gateway.withhold(session.id, attempt) {
                     continue;

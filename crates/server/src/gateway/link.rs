@@ -2,6 +2,7 @@
 //! are acknowledged when they are stored for good.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use baton_agent::protocol::{Frame, FrameError, Hello, Note, Numbered, Say, Stream};
@@ -69,6 +70,7 @@ where
         }
         () = superseded.cancelled() => return Ok(()),
     };
+    gate.heard.store(true, Ordering::Relaxed);
     let acked = gate.parts.store.acked(gate.session, gate.attempt).await?;
     tracing::debug!(session = %gate.session, last_seq = hello.last_seq, acked, "agent connected");
     send(&mut writer, &Frame::Ack(acked)).await?;

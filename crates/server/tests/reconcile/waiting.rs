@@ -3,8 +3,9 @@
 use baton::orchestrator::{Accepted, NewOrchestration, NewSession, OrchestratorError, Strategy};
 use baton_domain::decompose::{DependencyMode, ProposedGraph, ProposedSession};
 use baton_domain::ending::{ClaudeResult, Ending, Usage};
+use baton_domain::observe::CONNECT_WAIT;
 use baton_domain::steering::Resume;
-use baton_domain::waiting::RESUME_STAGGER;
+use baton_domain::waiting::{LAUNCHES_LOST_MAX, RESUME_STAGGER};
 use baton_domain::{Attempt, Kind, OrchestrationId, Project, SessionEvent, SessionId};
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -446,4 +447,41 @@ async fn check_added(parallel_sessions: Option<u64>, max_cost_usd: Option<f64>) 
 async fn what_is_added_later_keeps_to_the_limits_of_its_orchestration() {
     check_added(Some(1), None).await;
     check_added(None, Some(5.0)).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_never_connects_is_replaced_but_not_for_ever() {
+    let mut app = App::new(1).await;
+    let id = app.create(&[]).await;
+    app.settle().await;
+    for tries in 1..=LAUNCHES_LOST_MAX {
+        app.settle().await;
+        assert_eq!(app.states(&[id]).await, ["starting"], "{tries} tries");
+        app.clock.passed(CONNECT_WAIT + SECOND);
+        app.settle().await;
+        assert_eq!(app.states(&[id]).await, ["queued"], "{tries} tries");
+        app.clock.passed(SECOND * 16);
+        app.settle().await;
+    }
+    assert_eq!(app.states(&[id]).await, ["starting"]);
+    assert_eq!(app.attempts(&[id]).await, [6]);
+    assert_eq!(app.runtime.running().len(), 1, "those before are removed");
+    app.clock.passed(CONNECT_WAIT + SECOND);
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["failed"]);
+    let error = format!("{:?}", app.state(id).await);
+    assert!(error.contains("did not get ready"), "{error}");
+}
+
+#[tokio::test]
+async fn an_agent_that_another_server_may_have_told_what_to_do_has_all_the_time_it_needs() {
+    let mut app = App::new(1).await;
+    let id = app.create(&[]).await;
+    app.settle().await;
+    let mut app = app.restarted().await;
+    app.settle().await;
+    app.clock.passed(CONNECT_WAIT + SECOND);
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["starting"]);
+    assert_eq!(app.attempts(&[id]).await, [1]);
 }
