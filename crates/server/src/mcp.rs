@@ -140,18 +140,10 @@ impl Handler {
 
     async fn called(
         &self,
+        tool: Tool,
         request: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ApiError> {
-        let tool = Tool::named(&request.name);
-        let tool = tool.filter(|tool| !self.is_session() || tool.is_for_sessions());
-        let tool = tool.ok_or_else(|| {
-            let shown = answers::shortened(&request.name, 64);
-            ApiError::request(format!(
-                "Unknown tool {shown:?}; known are {}",
-                tools::names()
-            ))
-        })?;
         let arguments = Arguments::new(request.arguments);
         if tool == Tool::Wait {
             return wait::wait(&self.orchestrator, self.caller, &arguments, context).await;
@@ -197,9 +189,10 @@ impl ServerHandler for Handler {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        let tool = tools::known(&request.name, self.is_session())?;
         // What goes wrong is for the model to read, and no error of the protocol, which it would
         // not get to see.
-        Ok(match self.called(request, &context).await {
+        Ok(match self.called(tool, request, &context).await {
             Ok(response) => response,
             Err(error) => {
                 if let Some(source) = &error.source

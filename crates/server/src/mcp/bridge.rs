@@ -243,6 +243,7 @@ impl ServerHandler for Bridge {
         request: CallToolRequestParams,
         context: RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
+        tools::known(&request.name, false)?;
         Ok(match self.called(request, &context).await {
             Ok(response) => response,
             // For the model to read, which would not get to see an error of the protocol.

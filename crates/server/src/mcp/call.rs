@@ -52,7 +52,9 @@ impl Answer {
     }
 }
 
-/// A refusal as a client gets it: what was wrong, the valid values, what to do.
+/// A refusal as a client gets it: what was wrong, the valid values, what to do. In its text alone:
+/// there are clients that hold structure against the schema of a tool's answers even where it says
+/// what went wrong, and show neither.
 pub(super) fn refused(error: &ApiError) -> CallToolResult {
     let mut told = json!({
         "error": answers::in_tools_words(&error.message),
@@ -64,9 +66,7 @@ pub(super) fn refused(error: &ApiError) -> CallToolResult {
     if let Some(seconds) = error.retry_after_s {
         told["next"] = json!(format!("try again in {seconds} seconds"));
     }
-    let mut result = CallToolResult::error(vec![ContentBlock::text(told.to_string())]);
-    result.structured_content = Some(told);
-    result
+    CallToolResult::error(vec![ContentBlock::text(told.to_string())])
 }
 
 /// Calls a tool that answers at once: each but `wait_for_session`.

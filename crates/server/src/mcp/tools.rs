@@ -2,11 +2,15 @@
 
 use std::sync::LazyLock;
 
-use rmcp::model::{JsonObject, MetaObject, Tool as Definition};
+use rmcp::model::{ErrorData, JsonObject, MetaObject, Tool as Definition};
 use serde_json::json;
+
+use super::answers::shortened;
 
 /// The most bytes of all definitions together: each client pays for them in its context.
 pub const DEFINITIONS_BYTES_MAX: usize = 6_000;
+/// The most characters of a name that are said back.
+const NAME_CHARS_SHOWN: usize = 64;
 
 /// What can be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +82,20 @@ fn always_loaded() -> MetaObject {
     MetaObject::from(meta)
 }
 
-/// The names of all tools, for those who asked for another.
-pub(super) fn names() -> String {
+/// The tool of that name, of those that may be called.
+///
+/// # Errors
+/// There is none. That is an error of the protocol, as it is wherever tools are called.
+pub(super) fn known(name: &str, for_sessions: bool) -> Result<Tool, ErrorData> {
+    let tool = Tool::named(name).filter(|tool| !for_sessions || tool.is_for_sessions());
+    tool.ok_or_else(|| {
+        let shown = shortened(name, NAME_CHARS_SHOWN);
+        let text = format!("Unknown tool {shown:?}; known are {}", names());
+        ErrorData::invalid_params(text, None)
+    })
+}
+
+fn names() -> String {
     let names = DEFINITIONS.iter().map(|tool| tool.name.as_ref());
     names.collect::<Vec<_>>().join(", ")
 }

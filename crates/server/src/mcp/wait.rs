@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::answers;
 use super::arguments::Arguments;
-use super::call::{Answer, refused};
+use super::call::Answer;
 use crate::api::{ApiError, Millis};
 use crate::orchestrator::{Caller, Orchestrator, Waiting};
 
@@ -241,11 +241,5 @@ fn unknown(task_id: &str) -> ErrorData {
 /// What went wrong is in the log; who asks can only ask again.
 fn of_storage(error: crate::orchestrator::OrchestratorError) -> ErrorData {
     let error = ApiError::from(error);
-    ErrorData::internal_error(refused_text(&error), None)
-}
-
-fn refused_text(error: &ApiError) -> String {
-    let result = refused(error);
-    let told = result.structured_content.unwrap_or_default();
-    told["error"].as_str().unwrap_or_default().to_owned()
+    ErrorData::internal_error(answers::in_tools_words(&error.message), None)
 }

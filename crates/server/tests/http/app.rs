@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub const SECRET: &str = "a secret of the tests, long enough for all";
+pub const SECRET: &str = "a secret of the tests that is long enough";
 pub const OLD_SECRET: &str = "the secret before that one, still let in";
 /// Longer than anything here takes; hit only when something hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
