@@ -1,16 +1,11 @@
-//! The fixture behind the door of the product.
+//! The fixture behind the door of the product: its transport, its gate, its server.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::Context;
-use axum::extract::Request;
-use axum::http::StatusCode;
-use axum::http::header::AUTHORIZATION;
-use axum::middleware::{Next, from_fn};
-use axum::response::{IntoResponse, Response};
-use rmcp::transport::streamable_http_server::session::local::LocalSessionManager;
-use rmcp::transport::streamable_http_server::{StreamableHttpServerConfig, StreamableHttpService};
+use axum::Router;
+use baton::http::{ServeSettings, gated, serve};
+use baton::mcp::{MCP_PATH, service};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -39,41 +34,14 @@ pub async fn open(listen: &str, token: String) -> anyhow::Result<Open> {
     let address = listener.local_addr().context("the socket has no address")?;
     let stopping = CancellationToken::new();
     let fixture = Fixture::default();
-    let config = StreamableHttpServerConfig::default()
-        .with_allowed_origins([format!("http://{address}")])
-        .with_cancellation_token(stopping.clone());
-    let service = StreamableHttpService::new(
-        move || Ok(fixture.clone()),
-        Arc::<LocalSessionManager>::default(),
-        config,
-    );
-    let router = axum::Router::new()
-        .nest_service("/mcp", service)
-        .layer(from_fn(move |request, next| {
-            admit(token.clone(), request, next)
-        }));
-    let stopped = stopping.clone();
-    let served = tokio::spawn(async move {
-        let serve = axum::serve(listener, router).with_graceful_shutdown(stopped.cancelled_owned());
-        if let Err(error) = serve.await {
-            eprintln!("the server ended: {error}");
-        }
-    });
+    let service = service(move || fixture.clone(), stopping.clone());
+    let routes = Router::new().route_service(MCP_PATH, service);
+    let router = gated(routes, &[token.into()], &[], address);
+    let settings = ServeSettings::default();
+    let served = tokio::spawn(serve(listener, router, settings, stopping.clone()));
     Ok(Open {
         address,
         stopping,
         served,
     })
-}
-
-async fn admit(token: String, request: Request, next: Next) -> Response {
-    let known = request
-        .headers()
-        .get(AUTHORIZATION)
-        .is_some_and(|sent| sent.as_bytes() == format!("Bearer {token}").as_bytes());
-    if known {
-        next.run(request).await
-    } else {
-        StatusCode::UNAUTHORIZED.into_response()
-    }
 }

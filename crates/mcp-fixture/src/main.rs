@@ -15,6 +15,7 @@ mod tools;
 use std::io::Write;
 
 use anyhow::Context;
+use baton::mcp::MCP_PATH;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -41,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
 
     // The line that callers wait for; a pipe would keep it without the flush.
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "listening on http://{}/mcp", open.address)?;
+    writeln!(stdout, "listening on http://{}{MCP_PATH}", open.address)?;
     stdout.flush()?;
 
     tokio::select! {

@@ -58,19 +58,29 @@ struct HttpState {
 
 /// All routes of the public API behind authentication, but for health.
 pub fn router(parts: HttpParts) -> Router {
-    let gate = gate::Gate::new(&parts.secrets, &parts.allowed_hosts, parts.listen);
     let state = HttpState {
         orchestrator: parts.orchestrator,
         pages: Arc::default(),
         body_timeout: parts.body_timeout,
         stopping: parts.stopping,
     };
-    openapi::routes()
+    let routes = openapi::routes()
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
         .with_state(state)
-        .merge(parts.mcp)
-        .layer(from_fn_with_state(Arc::new(gate), gate::gate))
+        .merge(parts.mcp);
+    gated(routes, &parts.secrets, &parts.allowed_hosts, parts.listen)
+}
+
+/// Any routes behind the gate that those of the public API are behind.
+pub fn gated(
+    routes: Router,
+    secrets: &[SecretString],
+    allowed_hosts: &[String],
+    listen: SocketAddr,
+) -> Router {
+    let gate = gate::Gate::new(secrets, allowed_hosts, listen);
+    routes.layer(from_fn_with_state(Arc::new(gate), gate::gate))
 }
 
 async fn not_found() -> ApiError {
