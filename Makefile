@@ -1,6 +1,6 @@
 # The words a person types. What each one does is in the script it names.
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench clean
+.PHONY: help build demo test check bench mcpb clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -21,6 +21,11 @@ check: ## format, lints, dependency policy and the tests that need no Docker
 
 bench: build ## the benchmarks, beside their baselines
 	@scripts/bench
+
+mcpb: ## the bundle for Claude Desktop: `baton mcp` with a form for address and token
+	@scripts/setup --for demo
+	@scripts/build
+	@scripts/mcpb
 
 clean: ## what was built; the session image and fetched packages stay
 	@cargo clean

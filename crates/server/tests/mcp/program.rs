@@ -36,7 +36,10 @@ pub fn python(script: &str) -> Command {
 /// Runs to the end; fails the test if that is not a good one.
 pub async fn passes(command: &mut Command) {
     let output = run(command).await;
-    assert!(output.status.success(), "{}", told(&output));
+    let told = told(&output);
+    assert!(output.status.success(), "{told}");
+    // Shown with `--no-capture`: what passed, and how much of it.
+    println!("{told}");
 }
 
 /// Runs to the end, however that is.
@@ -65,7 +68,7 @@ pub fn told(output: &Output) -> String {
 fn installed() -> PathBuf {
     let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/mcp-clients");
     assert!(
-        place.join("installed").exists(),
+        place.join("python.installed").exists() && place.join("node.installed").exists(),
         "the MCP clients are not installed; run scripts/mcp-clients"
     );
     place
