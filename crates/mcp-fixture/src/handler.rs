@@ -9,11 +9,12 @@ use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestParams,
     CompleteResult, CompletionInfo, ErrorData, GetPromptRequestParams, GetPromptResponse,
-    GetPromptResult, GetTaskParams, GetTaskResult, Implementation, ListPromptsResult,
-    ListResourceTemplatesResult, ListResourcesResult, ListToolsResult, PaginatedRequestParams,
-    ReadResourceRequestParams, ReadResourceResponse, ReadResourceResult, ResourceContents,
-    ServerCapabilities, ServerConfig, SetLevelRequestParams, SubscribeRequestParams,
-    SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskParams,
+    GetPromptResult, GetSkillRequestParams, GetSkillResult, GetTaskParams, GetTaskResult,
+    Implementation, ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult,
+    ListSkillsResult, ListToolsResult, PaginatedRequestParams, ReadResourceDirectoryRequestParams,
+    ReadResourceDirectoryResult, ReadResourceRequestParams, ReadResourceResponse,
+    ReadResourceResult, ResourceContents, ServerCapabilities, ServerConfig, SetLevelRequestParams,
+    SubscribeRequestParams, SubscriptionFilter, Tool, UnsubscribeRequestParams, UpdateTaskParams,
 };
 use rmcp::service::{RequestContext, RoleServer, SubscriptionContext};
 use rmcp::task_manager::TaskManager;
@@ -22,7 +23,7 @@ use tokio::sync::broadcast;
 
 use crate::catalogue::CATALOGUE;
 use crate::rounds::Rounds;
-use crate::{background, rounds, tools};
+use crate::{background, rounds, skills, tools};
 
 /// Changes that a listener may be behind; one that is further behind misses some.
 const CHANGES_MAX: usize = 16;
@@ -64,6 +65,7 @@ impl ServerHandler for Fixture {
             .enable_completions()
             .enable_logging()
             .enable_tasks()
+            .enable_skills_with_directory_read()
             .build();
         ServerConfig::new(capabilities).with_server_info(Implementation::new(
             "mcp-fixture",
@@ -113,7 +115,8 @@ impl ServerHandler for Fixture {
         _page: Option<PaginatedRequestParams>,
         _context: RequestContext<RoleServer>,
     ) -> Result<ListResourcesResult, ErrorData> {
-        let resources = CATALOGUE.resources.clone();
+        let mut resources = CATALOGUE.resources.clone();
+        resources.push(skills::resource());
         Ok(ListResourcesResult::with_all_items(resources))
     }
 
@@ -133,10 +136,12 @@ impl ServerHandler for Fixture {
     ) -> Result<ReadResourceResponse, ErrorData> {
         let contents = match CATALOGUE.contents.get(&request.uri) {
             Some(contents) => contents.clone(),
-            None => from_template(&request.uri).ok_or_else(|| {
-                let data = json!({ "uri": request.uri });
-                ErrorData::resource_not_found("there is no such resource", Some(data))
-            })?,
+            None => from_template(&request.uri)
+                .or_else(|| skills::contents(&request.uri))
+                .ok_or_else(|| {
+                    let data = json!({ "uri": request.uri });
+                    ErrorData::resource_not_found("there is no such resource", Some(data))
+                })?,
         };
         Ok(ReadResourceResult::new(vec![contents]).into())
     }
@@ -279,6 +284,30 @@ impl ServerHandler for Fixture {
         _context: RequestContext<RoleServer>,
     ) -> Result<(), ErrorData> {
         self.running.cancel_task(&request.task_id)
+    }
+
+    async fn list_skills(
+        &self,
+        _page: Option<PaginatedRequestParams>,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ListSkillsResult, ErrorData> {
+        Ok(ListSkillsResult::with_all_items(skills::all()))
+    }
+
+    async fn get_skill(
+        &self,
+        request: GetSkillRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<GetSkillResult, ErrorData> {
+        Ok(GetSkillResult::new(skills::one(&request.uri)?))
+    }
+
+    async fn read_resource_directory(
+        &self,
+        request: ReadResourceDirectoryRequestParams,
+        _context: RequestContext<RoleServer>,
+    ) -> Result<ReadResourceDirectoryResult, ErrorData> {
+        skills::directory(&request.uri)
     }
 }
 

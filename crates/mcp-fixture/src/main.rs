@@ -10,6 +10,7 @@ mod catalogue;
 mod door;
 mod handler;
 mod rounds;
+mod skills;
 mod tools;
 
 use std::io::Write;

@@ -67,6 +67,11 @@ async fn fixture_passes_what_2026_07_28_requires() {
     fixture_passes("2026-07-28").await;
 }
 
+#[tokio::test]
+async fn fixture_passes_what_is_there_for_skills() {
+    fixture_passes("skills").await;
+}
+
 /// The wrong token is as good as no server.
 #[tokio::test]
 async fn judge_fails_who_is_not_let_in() {

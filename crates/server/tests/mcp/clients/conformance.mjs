@@ -27,7 +27,10 @@ if (!['product', 'fixture'].includes(kind) || !url || !token || chosen.some((sui
 
 const proxy = await startProxy(url, token);
 const results = mkdtempSync(join(tmpdir(), 'mcp-conformance-'));
-const verdicts = await Promise.all((chosen.length ? chosen : known).map(judgeSuite));
+const worth = known.filter((suite) =>
+  scenarios.some((scenario) => scenario.suites.includes(suite) && mustPass(scenario)),
+);
+const verdicts = await Promise.all((chosen.length ? chosen : worth).map(judgeSuite));
 proxy.close();
 
 for (const { suite, lines, problems, passed, expected } of verdicts) {
@@ -43,7 +46,7 @@ process.exitCode = failed ? 1 : 0;
 // Runs one suite; gives what it found and what is wrong with that.
 async function judgeSuite(suite) {
   const out = join(results, suite);
-  const { code, text } = await run(suite, out);
+  const runs = await Promise.all(suites[suite].runs.map((run) => runSuite(suite, run, out)));
   const ran = readResults(out);
   const verdict = { suite, lines: [], problems: [], passed: 0, expected: 0 };
   const here = scenarios.filter((scenario) => scenario.suites.includes(suite));
@@ -54,16 +57,22 @@ async function judgeSuite(suite) {
   }
   for (const name of ran.keys()) verdict.problems.push(`${name} is not in scenarios.json`);
   if (verdict.passed === 0) {
-    verdict.problems.push(`no scenario passed; the suite ended with ${code}: ${text.slice(-600)}`);
+    const ends = runs.map(({ code, text }) => `${code}: ${text.slice(-600)}`);
+    verdict.problems.push(`no scenario passed; the suite ended with ${ends.join('; ')}`);
   }
   return verdict;
 }
 
+// Whether a scenario is one of those that this kind of server has to pass.
+function mustPass({ [kind]: expectation }) {
+  return expectation === 'passes' || expectation === 'passes but for diagnostic tools';
+}
+
 // Adds to `verdict` what `checks` say of a scenario.
-function judge({ name, [kind]: expectation }, checks, verdict) {
+function judge(scenario, checks, verdict) {
+  const { name, [kind]: expectation } = scenario;
   const line = (mark, more) => verdict.lines.push(`${verdict.suite}\t${mark}\t${name}\t${more ?? ''}`);
-  const mustPass = expectation === 'passes' || expectation === 'passes but for diagnostic tools';
-  if (mustPass) verdict.expected += 1;
+  if (mustPass(scenario)) verdict.expected += 1;
   if (!checks) {
     line('missing');
     verdict.problems.push(`${name} did not run`);
@@ -76,7 +85,7 @@ function judge({ name, [kind]: expectation }, checks, verdict) {
     : failures;
   const succeeded = checks.some(({ status }) => status === 'SUCCESS');
   const count = `${checks.filter(({ status }) => status === 'SUCCESS').length} checks`;
-  if (!mustPass) {
+  if (!mustPass(scenario)) {
     line(failures.length ? 'not expected to pass' : 'passed all the same', expectation);
     return;
   }
@@ -109,10 +118,10 @@ function readResults(out) {
   return ran;
 }
 
-// Runs a suite to its end or the limit; gives its exit code and what it printed.
-function run(suite, out) {
-  const { module, arguments: more } = suites[suite];
-  const program = join(here, '..', 'node_modules', module, 'dist', 'index.js');
+// Runs a suite with `more` arguments to its end or the limit; gives its exit code and what it
+// printed.
+function runSuite(suite, more, out) {
+  const program = join(here, '..', 'node_modules', suites[suite].module, 'dist', 'index.js');
   const child = spawn(process.execPath, [program, 'server', '--url', proxy.url, ...more, '-o', out], {
     stdio: ['ignore', 'pipe', 'pipe'],
   });
