@@ -16,6 +16,12 @@ async fn conducts(client: &mut Command) {
     passes(reaching(client, &app)).await;
 }
 
+/// Runs a client against a server whose sessions stay in the queue.
+async fn waits(client: &mut Command) {
+    let app = App::new().await;
+    passes(reaching(client, &app)).await;
+}
+
 /// Tells a client where the server is.
 pub fn reaching<'a>(client: &'a mut Command, app: &App) -> &'a mut Command {
     let baton = Path::new(env!("CARGO_BIN_EXE_baton"));
@@ -36,6 +42,16 @@ async fn python_sdk_conducts_over_stdio() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn python_sdk_waits_by_a_task_over_http() {
+    waits(python("tasks.py").arg("http")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn python_sdk_waits_by_a_task_over_stdio() {
+    waits(python("tasks.py").arg("stdio")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn first_typescript_sdk_conducts_over_http() {
     conducts(node("typescript-v1.mjs").arg("http")).await;
 }
@@ -53,6 +69,16 @@ async fn second_typescript_sdk_conducts_over_http() {
 #[tokio::test(flavor = "multi_thread")]
 async fn second_typescript_sdk_conducts_over_stdio() {
     conducts(node("typescript-v2.mjs").arg("stdio")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wait_ends_in_time_or_when_it_is_cancelled_over_http() {
+    waits(node("patience.mjs").arg("http")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wait_ends_in_time_or_when_it_is_cancelled_over_stdio() {
+    waits(node("patience.mjs").arg("stdio")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

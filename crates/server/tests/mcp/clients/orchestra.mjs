@@ -31,7 +31,7 @@ export async function conduct(mcp, version) {
   assert.ok(mcp.instructions.length > 100 && mcp.instructions.length < INSTRUCTIONS_CHARACTERS_MAX);
   await definitionsAreThereAndSmall(mcp);
   const ids = await graphIsMade(mcp);
-  await waitThatIsOverSaysWhatIsPending(mcp, ids);
+  await waitSaysWhoWaitsForSomebody(mcp, ids);
   await graphRunsAndIsWatched(mcp, ids);
   await outputIsRead(mcp, ids);
   await resourcesAreRead(mcp, ids);
@@ -66,14 +66,15 @@ async function graphIsMade(mcp) {
   return { analysis, storage, format, tests };
 }
 
-// Nobody has started anything, so that the time runs out.
-async function waitThatIsOverSaysWhatIsPending(mcp, { analysis, tests }) {
+// Nobody has started anything, and so it would not help to wait.
+async function waitSaysWhoWaitsForSomebody(mcp, { analysis, tests }) {
   const waited = await done(mcp, 'wait_for_session', {
     sessionIds: [analysis, tests],
     mode: 'all',
-    timeoutSeconds: 1,
+    timeoutSeconds: 30,
   });
   assert.equal(waited.done, false);
+  assert.match(waited.attention.join(), /start_claude_session/);
   assert.deepEqual(idsOf(waited.pending), [analysis, tests].sort());
   const status = await done(mcp, 'get_session_status', { sessionId: tests });
   assert.equal(status.sessionId, tests);
