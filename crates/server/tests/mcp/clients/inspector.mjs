@@ -15,8 +15,10 @@ const reach =
        bridge.command, ...bridge.args]
     : [url.href, '--transport', 'http', '--header', `Authorization: ${bearer.Authorization}`];
 
-// Both eras, since each process may speak another.
-for (const era of ['legacy', 'modern']) {
+// Both eras, since each process may speak another; side by side, since each takes seconds to begin.
+await Promise.all(['legacy', 'modern'].map(conduct));
+
+async function conduct(era) {
   const { tools } = await inspect(era, 'tools/list');
   assert.deepEqual(tools.map(({ name }) => name).sort(), [...TOOLS].sort());
 

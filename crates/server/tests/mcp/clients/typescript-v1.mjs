@@ -42,4 +42,8 @@ await conduct(
   },
   '2025-11-25',
 );
+// Over HTTP there is a session to take leave of.
+await transport.terminateSession?.();
 await client.close();
+// Node would keep connections for seconds that nobody uses any more.
+process.exit();
