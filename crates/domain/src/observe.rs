@@ -283,6 +283,7 @@ mod tests {
                     ..complete()
                 },
                 busy: HashSet::new(),
+                waits: HashSet::new(),
                 now: at(now),
                 watching_since: at(0),
             };
