@@ -2,6 +2,9 @@
 //!
 //! A wait looks only. Whatever becomes of it, the sessions go on.
 
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +14,9 @@ use crate::steering::Pause;
 
 /// How long a wait is remembered after it was made: longer than any session may run.
 pub const WAIT_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
+
+/// How many sessions ahead of one are looked at for what keeps it; further away nothing is found.
+const LOOKED_AT_MAX: usize = 1_000;
 
 /// What a wait is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +41,9 @@ pub struct Wait {
     /// When it ends in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<Timestamp>,
+    /// What it was answered, once it was: that stays, whatever becomes of the sessions later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<serde_json::Value>,
     /// When its client had no more use for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cancelled_at: Option<Timestamp>,
@@ -48,38 +57,77 @@ pub enum Waited {
     /// It gets on by itself.
     Pending,
     /// It does not get on unless somebody does something.
-    Stuck(StuckBy),
+    Stuck(Stuck),
 }
 
-/// What a session that does not get on by itself wants.
+/// What keeps a session from getting on by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StuckBy {
+pub struct Stuck {
+    /// The session of which something is wanted: itself, or one it depends on.
+    pub at: SessionId,
+    /// What is wanted.
+    pub wants: Wants,
+}
+
+/// What a session wants that does not get on by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wants {
     /// To be started.
-    NotStarted,
-    /// That one to be started, on which it depends.
-    DependencyNotStarted(SessionId),
+    Start,
     /// Another budget, or a word to go on.
     Budget,
     /// Another budget for its orchestration.
     OrchestrationBudget,
 }
 
-/// How `session` stands to somebody who waits for it; `is_created` tells of a dependency whether
-/// nobody asked for it to run yet, and `is_afforded` whether its orchestration's budget lets the
-/// session begin.
+/// How `session` stands to somebody who waits for it. `open` gives a session it depends on that is
+/// not over, and `is_afforded` tells whether its orchestration's budget lets a session begin.
 #[must_use]
 pub fn waited(
     session: &Session,
-    is_created: impl Fn(SessionId) -> bool,
+    open: impl Fn(SessionId) -> Option<Arc<Session>>,
     is_afforded: impl Fn(&Session) -> bool,
 ) -> Waited {
+    if session.state.is_over() {
+        return Waited::Finished;
+    }
+    let stuck = |session: &Session| {
+        wants(session, &is_afforded).map(|wants| Stuck {
+            at: session.id,
+            wants,
+        })
+    };
+    if let Some(stuck) = stuck(session) {
+        return Waited::Stuck(stuck);
+    }
+    // Nearest first; each once, however many depend on it.
+    let mut seen: HashSet<SessionId> = HashSet::new();
+    let mut ahead: VecDeque<SessionId> = VecDeque::new();
+    if session.state == SessionState::Queued {
+        ahead.extend(&session.dependencies);
+    }
+    while let Some(id) = ahead.pop_front().filter(|_| seen.len() < LOOKED_AT_MAX) {
+        let Some(dependency) = open(id).filter(|_| seen.insert(id)) else {
+            continue;
+        };
+        if let Some(stuck) = stuck(&dependency) {
+            return Waited::Stuck(stuck);
+        }
+        if dependency.state == SessionState::Queued {
+            ahead.extend(&dependency.dependencies);
+        }
+    }
+    Waited::Pending
+}
+
+/// What a session itself wants, where it does not get on.
+fn wants(session: &Session, is_afforded: impl Fn(&Session) -> bool) -> Option<Wants> {
     match &session.state {
-        state if state.is_over() => Waited::Finished,
-        SessionState::Created => Waited::Stuck(StuckBy::NotStarted),
+        SessionState::Created => Some(Wants::Start),
         SessionState::Paused {
             pause: Pause::Budget { .. },
             ..
-        } => Waited::Stuck(StuckBy::Budget),
+        } => Some(Wants::Budget),
         SessionState::Paused {
             pause: Pause::OrchestrationBudget,
             ..
@@ -87,16 +135,9 @@ pub fn waited(
         | SessionState::Queued
             if !is_afforded(session) =>
         {
-            Waited::Stuck(StuckBy::OrchestrationBudget)
+            Some(Wants::OrchestrationBudget)
         }
-        SessionState::Queued => {
-            let dependencies = session.dependencies.iter();
-            match dependencies.copied().find(|id| is_created(*id)) {
-                Some(id) => Waited::Stuck(StuckBy::DependencyNotStarted(id)),
-                None => Waited::Pending,
-            }
-        }
-        _ => Waited::Pending,
+        _ => None,
     }
 }
 
@@ -125,10 +166,14 @@ pub fn is_done(mode: WaitMode, stands: &[Waited]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{session, session_id};
 
     const FINISHED: Waited = Waited::Finished;
     const PENDING: Waited = Waited::Pending;
-    const STUCK: Waited = Waited::Stuck(StuckBy::Budget);
+    const STUCK: Waited = Waited::Stuck(Stuck {
+        at: SessionId(uuid::Uuid::nil()),
+        wants: Wants::Budget,
+    });
 
     #[track_caller]
     fn check(mode: WaitMode, stands: &[Waited], answered: bool, done: bool) {
@@ -144,6 +189,29 @@ mod tests {
         check(WaitMode::All, &[FINISHED, FINISHED], true, true);
         check(WaitMode::Any, &[FINISHED, PENDING], true, true);
         check(WaitMode::Any, &[PENDING, PENDING], false, false);
+    }
+
+    #[test]
+    fn what_is_stuck_is_found_however_far_away() {
+        let graph = "a:created b:queued<-a c:queued<-b d:queued<-cb e:running f:queued<-e";
+        let sessions: Vec<Session> = graph.split(' ').map(session).collect();
+        let open = |id: SessionId| {
+            let found = sessions.iter().find(|one| one.id == id);
+            found.cloned().map(Arc::new)
+        };
+        let stands = |name: &str| {
+            let session = open(session_id(name)).expect("a session");
+            waited(&session, open, |_| true)
+        };
+        let at_a = Waited::Stuck(Stuck {
+            at: session_id("a"),
+            wants: Wants::Start,
+        });
+        assert_eq!(
+            [stands("a"), stands("b"), stands("c"), stands("d")],
+            [at_a; 4]
+        );
+        assert_eq!([stands("e"), stands("f")], [PENDING; 2]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What goes over the wire: requests into operations, what they answer into JSON, errors into
 //! status and code. The doors, HTTP and MCP, add only what is theirs.
 
+mod body;
 mod error;
 mod event;
 mod json;
@@ -9,6 +10,7 @@ mod operation;
 mod reply;
 mod view;
 
+pub use body::{BODY_BYTES_MAX, BODY_TIMEOUT, too_large, whole_body};
 pub use error::{ApiError, Code, ErrorBody};
 pub use event::EventView;
 pub use landing::{GateRunView, LandingView, LeftOutView};

@@ -5,9 +5,12 @@ mod image;
 mod mcp;
 mod serve;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use directories::ProjectDirs;
 use tracing_subscriber::EnvFilter;
 
 /// Runs many Claude Code sessions, each in its own sealed container, in the order that their
@@ -60,6 +63,13 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// The data folder that is given, or the platform's.
+fn data_dir(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    given
+        .or_else(|| ProjectDirs::from("", "", "baton").map(|dirs| dirs.data_dir().to_owned()))
+        .context("no home directory: set BATON_DATA_DIR")
+}
+
 /// Logs at `info` unless `RUST_LOG` says otherwise; as JSON, with control characters escaped, when
 /// nobody watches.
 fn log_to_stderr() {
@@ -67,7 +77,9 @@ fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // Where nobody listens any more, a server goes on: a complaint about that would end it.
+        .log_internal_errors(false);
     if std::io::stderr().is_terminal() {
         log.init()
     } else {

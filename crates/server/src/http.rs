@@ -21,12 +21,12 @@ use axum::middleware::from_fn_with_state;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-pub use body::{BODY_BYTES_MAX, BODY_TIMEOUT};
 pub use gate::{AUTH_FAILURES_PER_MINUTE, Peer};
 pub use openapi::openapi;
 pub use serve::{CONNECTIONS_MAX, DRAIN_TIMEOUT, HEADER_TIMEOUT, ServeSettings, serve};
 
 use crate::api::{ApiError, Code, RenderedPages};
+pub use crate::api::{BODY_BYTES_MAX, BODY_TIMEOUT};
 use crate::orchestrator::Orchestrator;
 
 /// What the HTTP door needs.

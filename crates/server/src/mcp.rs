@@ -14,13 +14,15 @@ mod tools;
 mod upstream;
 mod wait;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
-use axum::response::Response;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use rmcp::ServerHandler;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CancelTaskParams, CompleteRequestParams,
@@ -45,7 +47,7 @@ use tools::Tool;
 pub use bridge::{Bridge, UpstreamError};
 pub use tools::DEFINITIONS_BYTES_MAX;
 
-use crate::api::ApiError;
+use crate::api::{ApiError, BODY_BYTES_MAX, BODY_TIMEOUT, whole_body};
 use crate::orchestrator::{Caller, Orchestrator};
 
 /// Where the door is.
@@ -53,8 +55,8 @@ pub const MCP_PATH: &str = "/mcp";
 /// How long a client of an earlier revision may say nothing before its session is let go of; it is
 /// taken up again when the client comes back.
 const SESSION_IDLE_MAX: Duration = Duration::from_secs(30 * 60);
-/// The most bytes of a request, as everywhere.
-const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How long calls under way have, when the server stops, until what still streams is cut off.
+const CUT_AFTER: Duration = Duration::from_secs(3);
 
 /// Any handler over streamable HTTP, as the product's own is: stateless for clients of revision
 /// 2026-07-28, with sessions for those before. Who may come in is for the caller to check, hosts
@@ -84,28 +86,64 @@ fn service_for<H: ServerHandler>(
 /// The door for clients, to be put behind the gate.
 pub fn routes(orchestrator: Orchestrator, stopping: CancellationToken) -> Router {
     let clients = Arc::new(Clients(orchestrator.clone()));
-    let handler = move || Handler::new(orchestrator.clone(), Caller::Client);
-    Router::new().route_service(MCP_PATH, service_for(handler, stopping, Some(clients)))
+    let cut = cut_after(stopping.clone());
+    let handler = move || Handler::new(orchestrator.clone(), Caller::Client, stopping.clone());
+    Router::new()
+        .route_service(MCP_PATH, service_for(handler, cut, Some(clients)))
+        .layer(from_fn(
+            async |request: Request, next: Next| match with_whole_body(request).await {
+                Ok(request) => next.run(request).await,
+                Err(error) => error.into_response(),
+            },
+        ))
+}
+
+/// Cancelled some time after the server begins to stop: calls of tools end before, and waits by
+/// themselves.
+fn cut_after(stopping: CancellationToken) -> CancellationToken {
+    let cut = CancellationToken::new();
+    let cutting = cut.clone();
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        tokio::time::sleep(CUT_AFTER).await;
+        cutting.cancel();
+    });
+    cut
+}
+
+/// The request once all of its body is there; the library would wait for that for ever.
+async fn with_whole_body(request: Request) -> Result<Request, ApiError> {
+    let (head, body) = request.into_parts();
+    let body = whole_body(body, BODY_TIMEOUT).await?;
+    Ok(Request::from_parts(head, Body::from(body)))
 }
 
 /// The door for coordination sessions.
 #[derive(Clone)]
 pub struct SandboxDoor {
     orchestrator: Orchestrator,
+    stopping: CancellationToken,
 }
 
 impl SandboxDoor {
-    /// A door to this orchestrator.
+    /// A door to this orchestrator, until the server stops.
     #[must_use]
-    pub fn new(orchestrator: Orchestrator) -> Self {
-        Self { orchestrator }
+    pub fn new(orchestrator: Orchestrator, stopping: CancellationToken) -> Self {
+        Self {
+            orchestrator,
+            stopping,
+        }
     }
 
     /// Answers a request that came over a session's own socket.
     pub async fn answer(&self, session: baton_domain::SessionId, request: Request) -> Response {
-        let orchestrator = self.orchestrator.clone();
+        let request = match with_whole_body(request).await {
+            Ok(request) => request,
+            Err(error) => return error.into_response(),
+        };
+        let (orchestrator, stopping) = (self.orchestrator.clone(), self.stopping.clone());
         let caller = Caller::Session(session);
-        let handler = move || Ok(Handler::new(orchestrator.clone(), caller));
+        let handler = move || Ok(Handler::new(orchestrator.clone(), caller, stopping.clone()));
         // Nothing is kept from one request to the next: the server may be another by then.
         let config = StreamableHttpServerConfig::default()
             .disable_allowed_hosts()
@@ -113,7 +151,7 @@ impl SandboxDoor {
             .with_legacy_session_mode(false);
         let service =
             StreamableHttpService::new(handler, Arc::<LocalSessionManager>::default(), config);
-        service.handle(request).await.map(axum::body::Body::new)
+        service.handle(request).await.map(Body::new)
     }
 }
 
@@ -121,15 +159,17 @@ impl SandboxDoor {
 struct Handler {
     orchestrator: Orchestrator,
     caller: Caller,
+    stopping: CancellationToken,
     /// What a client of an earlier revision follows, by URI.
     followed: Mutex<HashMap<String, AbortOnDropHandle<()>>>,
 }
 
 impl Handler {
-    fn new(orchestrator: Orchestrator, caller: Caller) -> Self {
+    fn new(orchestrator: Orchestrator, caller: Caller, stopping: CancellationToken) -> Self {
         Self {
             orchestrator,
             caller,
+            stopping,
             followed: Mutex::default(),
         }
     }
@@ -146,7 +186,14 @@ impl Handler {
     ) -> Result<CallToolResponse, ApiError> {
         let arguments = Arguments::new(request.arguments);
         if tool == Tool::Wait {
-            return wait::wait(&self.orchestrator, self.caller, &arguments, context).await;
+            let wait = wait::wait(&self.orchestrator, self.caller, &arguments, context);
+            return tokio::select! {
+                answer = wait => answer,
+                // Asked again, the next server goes on with it.
+                () = self.stopping.cancelled() => {
+                    wait::at_once(&self.orchestrator, &arguments).await
+                }
+            };
         }
         let answer = call::call(&self.orchestrator, self.caller, tool, &arguments).await?;
         Ok(answer.into_result().into())
@@ -200,7 +247,7 @@ impl ServerHandler for Handler {
                 {
                     tracing::warn!(error = source as &dyn std::error::Error, "a tool failed");
                 }
-                call::refused(&error).into()
+                call::refused(error).into()
             }
         })
     }
@@ -240,7 +287,8 @@ impl ServerHandler for Handler {
 
     async fn listen(&self, context: SubscriptionContext) -> Result<(), ErrorData> {
         let accepted = context.accepted().resource_subscriptions.iter().flatten();
-        let following = accepted.map(|uri| {
+        let accepted: HashSet<&String> = accepted.collect();
+        let following = accepted.into_iter().map(|uri| {
             let sink = context.sink().clone();
             resources::follow(&self.orchestrator, self.caller, uri, move || {
                 let sink = sink.clone();
@@ -253,6 +301,7 @@ impl ServerHandler for Handler {
             // One that is not there is not followed; the others are.
             _ = all => context.cancelled().await,
             () = context.cancelled() => {}
+            () = self.stopping.cancelled() => {}
         }
         Ok(())
     }

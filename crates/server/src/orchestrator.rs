@@ -86,7 +86,9 @@ impl Orchestrator {
     ) -> Result<Accepted<SessionDetails>, OrchestratorError> {
         let id = new.id.unwrap_or_else(|| self.parts.ids.session());
         let mut sessions = self.new_sessions(vec![(id, new)])?;
-        self.parts.admission.check()?;
+        if let Some(response) = self.refused_or_before(once.as_ref()).await? {
+            return Ok(Accepted::Before(response));
+        }
         let [session] = &mut sessions[..] else {
             return Err(StoreError::SessionNotFound(id).into());
         };
@@ -387,6 +389,24 @@ impl Orchestrator {
             }
         });
         Ok(sessions.collect())
+    }
+
+    /// Whether new work is accepted; where it is not, what the same request was answered before.
+    async fn refused_or_before<T>(
+        &self,
+        once: Option<&Once<'_, T>>,
+    ) -> Result<Option<Vec<u8>>, OrchestratorError> {
+        let Err(refusal) = self.parts.admission.check() else {
+            return Ok(None);
+        };
+        let before = match once {
+            Some(once) => {
+                let store = &self.parts.store;
+                store.answered_before(&once.key, once.digest).await?
+            }
+            None => None,
+        };
+        before.map(Some).ok_or(refusal.into())
     }
 
     /// What was answered before to the same request, if it was.

@@ -143,7 +143,7 @@ impl Server {
             waits,
             coordination: config.coordination,
         });
-        let sandbox_door = SandboxDoor::new(orchestrator.clone());
+        let sandbox_door = SandboxDoor::new(orchestrator.clone(), stop.clone());
         gateway.set_mcp(Arc::new(move |session, request| {
             let door = sandbox_door.clone();
             Box::pin(async move { door.answer(session, request).await })

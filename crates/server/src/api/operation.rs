@@ -650,7 +650,9 @@ fn statuses_of<'a>(
 ) -> Result<Vec<Status>, ApiError> {
     let mut wanted = [false; Status::ALL.len()];
     for word in words {
-        let known = Status::ALL.iter().position(|status| status.name() == word);
+        let known = Status::ALL
+            .iter()
+            .position(|status| status.name() == word.trim());
         let known = known.ok_or_else(|| {
             let names = Status::ALL.map(Status::name).join(", ");
             ApiError::field(path, format!("must be one of {names}"))

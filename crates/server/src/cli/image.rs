@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
-use directories::ProjectDirs;
 
 use crate::image::{self, BuildOptions};
 
@@ -52,7 +51,7 @@ struct BuildArgs {
 pub async fn run(args: ImageArgs) -> anyhow::Result<()> {
     let ImageCommand::Build(args) = args.command;
     let options = BuildOptions {
-        cache: data_dir(args.data_dir)?.join("cache"),
+        cache: super::data_dir(args.data_dir)?.join("cache"),
         image: args.image,
         base: args.base,
         mirror: args.mirror,
@@ -62,10 +61,4 @@ pub async fn run(args: ImageArgs) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("the session image {} was not built", options.image))?;
     Ok(())
-}
-
-fn data_dir(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
-    given
-        .or_else(|| ProjectDirs::from("", "", "baton").map(|dirs| dirs.data_dir().to_owned()))
-        .context("no home directory: set BATON_DATA_DIR")
 }

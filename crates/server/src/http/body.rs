@@ -1,21 +1,13 @@
-//! Bodies: of the right type, short enough, in time.
-
-use std::time::Duration;
+//! Bodies: of the right type, and read by [`crate::api::whole_body`].
 
 use axum::body::HttpBody as _;
 use axum::extract::{FromRequest, Request};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use super::HttpState;
-use crate::api::{ApiError, Code};
-
-/// The most bytes of a request's body.
-pub const BODY_BYTES_MAX: usize = 1024 * 1024;
-/// How long a body may take to arrive.
-pub const BODY_TIMEOUT: Duration = Duration::from_secs(15);
+use crate::api::{ApiError, BODY_BYTES_MAX, Code, too_large, whole_body};
 
 /// A body that says it is JSON.
 pub(super) struct JsonBody(pub(super) Bytes);
@@ -27,20 +19,7 @@ impl FromRequest<HttpState> for JsonBody {
         let (parts, body) = request.into_parts();
         check_type(&parts.headers)?;
         check_length(&parts.headers)?;
-        let read = Limited::new(body, BODY_BYTES_MAX).collect();
-        match tokio::time::timeout(state.body_timeout, read).await {
-            Ok(Ok(body)) => Ok(Self(body.to_bytes())),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-            Ok(Err(_)) => Err(ApiError::request("The body ended before it was complete")),
-            Err(_) => Err(ApiError::new(
-                StatusCode::REQUEST_TIMEOUT,
-                Code::RequestTimeout,
-                format!(
-                    "The body did not arrive within {} seconds",
-                    state.body_timeout.as_secs_f32()
-                ),
-            )),
-        }
+        Ok(Self(whole_body(body, state.body_timeout).await?))
     }
 }
 
@@ -94,12 +73,4 @@ fn check_length(headers: &HeaderMap) -> Result<(), ApiError> {
         Some(length) if length > BODY_BYTES_MAX as u64 => Err(too_large()),
         _ => Ok(()),
     }
-}
-
-fn too_large() -> ApiError {
-    ApiError::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        Code::TooLarge,
-        format!("The body is longer than {BODY_BYTES_MAX} bytes"),
-    )
 }

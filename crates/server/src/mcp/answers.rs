@@ -3,7 +3,7 @@
 
 use baton_domain::session::SessionState;
 use baton_domain::steering::Pause;
-use baton_domain::waits::{StuckBy, Waited};
+use baton_domain::waits::{Stuck, Waited, Wants};
 use baton_domain::{Kind, OrchestrationId, SessionId, Status};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -145,6 +145,8 @@ fn next(details: &SessionDetails) -> String {
             format!("retry_session for {dependency}, which is in its way")
         }
         (_, Status::Completed) => "get_session_output".to_owned(),
+        // A command listens to nobody.
+        (_, Status::Failed) if details.session.command.is_some() => "get_session_output".to_owned(),
         (_, Status::Failed) => {
             "get_session_output, then retry_session or message_session".to_owned()
         }
@@ -268,7 +270,7 @@ pub(super) fn waited(waiting: &Waiting) -> Value {
         .sessions
         .iter()
         .filter_map(|(details, stands)| match stands {
-            Waited::Stuck(by) => Some(wanted(details.session.id, *by)),
+            Waited::Stuck(stuck) => Some(wanted(details.session.id, *stuck)),
             _ => None,
         })
         .take(TOLD_MAX)
@@ -311,19 +313,20 @@ fn summary(details: &SessionDetails) -> Option<String> {
     (!summary.is_empty()).then(|| shortened(summary, SUMMARY_CHARS_MAX))
 }
 
-fn wanted(id: SessionId, by: StuckBy) -> String {
-    match by {
-        StuckBy::NotStarted => format!("{id} was not started: start_claude_session"),
-        StuckBy::DependencyNotStarted(dependency) => {
-            format!("{id} depends on {dependency}, which was not started: start_claude_session")
+fn wanted(id: SessionId, stuck: Stuck) -> String {
+    let of_whom = match stuck.at == id {
+        true => id.to_string(),
+        false => format!("{id} depends on {}, which", stuck.at),
+    };
+    match stuck.wants {
+        Wants::Start => format!("{of_whom} was not started: start_claude_session"),
+        Wants::Budget => {
+            format!("{of_whom} has spent its budget: message_session, with a larger maxCostUsd")
         }
-        StuckBy::OrchestrationBudget => format!(
-            "{id} waits for a larger budget of its orchestration: start_claude_session with \
+        Wants::OrchestrationBudget => format!(
+            "{of_whom} waits for a larger budget of its orchestration: start_claude_session with \
              orchestrationId and maxCostUsd"
         ),
-        StuckBy::Budget => {
-            format!("{id} has spent its budget: message_session, with a larger maxCostUsd")
-        }
     }
 }
 

@@ -300,7 +300,7 @@ impl Arguments {
         fields["type"] = json!(kind);
         // Texts with a number or a truth in them, as models send them, stay what they are: the
         // reader of the API says what is wrong with them.
-        api::operation(fields.to_string().as_bytes()).map_err(told_of_arguments)
+        api::operation(fields.to_string().as_bytes())
     }
 }
 
@@ -328,21 +328,33 @@ fn planned(sessions: &Value) -> Value {
 }
 
 /// Names the argument where the API named a field.
-fn told_of_arguments(mut error: ApiError) -> ApiError {
-    for (place, argument) in PLACES {
-        let rest = error.message.strip_prefix(place);
-        let ends =
-            |rest: &&str| !rest.starts_with(|next: char| next == '.' || next.is_alphanumeric());
-        if let Some(rest) = rest.filter(ends) {
-            let rest = match place.starts_with("plan") {
-                true => rest.replace(".dependencies", ".dependsOn"),
-                false => rest.to_owned(),
-            };
-            error.message = format!("{argument}{rest}");
-            break;
-        }
+pub(super) fn told_of_arguments(mut error: ApiError) -> ApiError {
+    if let Some(message) = named(&error.message) {
+        error.message = message;
+    }
+    let path = error
+        .details
+        .as_ref()
+        .and_then(|details| details["path"].as_str());
+    if let Some(path) = path.and_then(named) {
+        error.details = Some(json!({ "path": path }));
     }
     error
+}
+
+/// A text that begins with the place of a field, beginning with its argument instead.
+fn named(text: &str) -> Option<String> {
+    PLACES.iter().find_map(|(place, argument)| {
+        let rest = text.strip_prefix(place)?;
+        if rest.starts_with(|next: char| next == '.' || next.is_alphanumeric()) {
+            return None;
+        }
+        let rest = match place.starts_with("plan") {
+            true => rest.replace(".dependencies", ".dependsOn"),
+            false => rest.to_owned(),
+        };
+        Some(format!("{argument}{rest}"))
+    })
 }
 
 fn camel_case(name: &str) -> String {
@@ -369,7 +381,7 @@ mod tests {
 
     #[track_caller]
     fn refused(outcome: Result<Operation, ApiError>, expected: &str) {
-        let error = outcome.expect_err("a refusal");
+        let error = told_of_arguments(outcome.expect_err("a refusal"));
         let told = error.message;
         assert!(told.starts_with(expected), "{told:?} is not {expected:?}");
     }

@@ -4,14 +4,14 @@
 //! was away.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rmcp::model::{
     CallToolRequestParams, CallToolResponse, CallToolResult, CancelTaskParams,
-    CompleteRequestParams, CompleteResult, ContentBlock, CreateTaskResult, ErrorData,
+    CompleteRequestParams, CompleteResult, ContentBlock, CreateTaskResult, ErrorCode, ErrorData,
     GetPromptRequestParams, GetPromptResponse, GetTaskParams, GetTaskResult, JsonObject,
     ListPromptsResult, ListResourceTemplatesResult, ListResourcesResult, ListToolsResult,
     PaginatedRequestParams, ProgressNotificationParam, ReadResourceRequestParams,
@@ -25,20 +25,16 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::tools::Tool;
 use super::upstream::{Call, Upstream, meta};
-use super::{prompts, resources, server_config, tools};
+use super::{prompts, resources, server_config, tools, wait};
 
 pub use super::upstream::UpstreamError;
 
-/// Tools that make something, with which a key goes: the bridge may have to repeat a call whose
-/// answer it did not get.
-const MAKING: [&str; 5] = [
-    "create_claude_session",
-    "create_session",
-    "orchestrate",
-    "message_session",
-    "retry_session",
-];
+/// How many resources a client of an earlier revision may follow: each takes a connection.
+const FOLLOWED_MAX: usize = 32;
+/// The pause before a server that is away is looked for again by who follows.
+const FOLLOW_PAUSE: Duration = Duration::from_secs(2);
 
 /// A bridge to a server.
 pub struct Bridge {
@@ -64,6 +60,12 @@ impl Bridge {
         self.upstream.is_there().await
     }
 
+    /// Where a server on this machine would listen to be found here; none for another machine.
+    #[must_use]
+    pub fn local(&self) -> Option<String> {
+        self.upstream.local()
+    }
+
     /// Serves the client at standard input and output until it closes them.
     ///
     /// # Errors
@@ -83,10 +85,13 @@ impl Bridge {
     ) -> Result<T, ErrorData> {
         let mut params = params;
         params["_meta"] = meta_of(context);
+        let is_wait = name.and_then(Tool::named) == Some(Tool::Wait);
+        let hears_progress = context.meta.get_progress_token().is_some();
         let call = Call {
             method,
             params,
             name,
+            wait_within: (is_wait && !hears_progress).then_some(wait::SHORT),
         };
         let peer = context.peer.clone();
         let heard = move |message: Value| {
@@ -110,13 +115,15 @@ impl Bridge {
         mut request: CallToolRequestParams,
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ErrorData> {
-        if MAKING.contains(&request.name.as_ref()) {
+        if Tool::named(&request.name).is_some_and(Tool::makes) {
             let arguments = request.arguments.get_or_insert_default();
             let has_key = ["idempotencyKey", "idempotency_key"]
                 .iter()
-                .any(|name| arguments.contains_key(*name));
+                .any(|name| arguments.get(*name).is_some_and(|key| !key.is_null()));
             if !has_key {
+                // The call may have to be made again, when no answer came to the first.
                 let key = format!("bridge-{}", uuid::Uuid::new_v4());
+                arguments.remove("idempotency_key");
                 arguments.insert("idempotencyKey".to_owned(), json!(key));
             }
         }
@@ -159,10 +166,9 @@ fn meta_of(context: &RequestContext<RoleServer>) -> Value {
     meta(&context.meta, client, capabilities)
 }
 
-/// Tells of each change of these resources for as long as it is let. What changed while the server
-/// was away nobody knows, so after that all of them are told of.
+/// Tells of each change of these resources for as long as it is let. What changed before the
+/// server listened, or while it was away, nobody knows: all of them are told of then.
 async fn follow(upstream: &Upstream, uris: &[String], meta: &Value, tell: &Tell) {
-    let begun = Arc::new(AtomicBool::new(false));
     loop {
         let params = json!({
             "notifications": { "resourceSubscriptions": uris },
@@ -172,19 +178,16 @@ async fn follow(upstream: &Upstream, uris: &[String], meta: &Value, tell: &Tell)
             method: "subscriptions/listen",
             params,
             name: None,
+            wait_within: None,
         };
-        let (tell, begun, all) = (Arc::clone(tell), Arc::clone(&begun), uris.to_vec());
+        let (tell, all) = (Arc::clone(tell), uris.to_vec());
         let heard = move |message: Value| {
             let changed = match message["method"].as_str() {
                 Some("notifications/resources/updated") => {
                     let uri = message["params"]["uri"].as_str();
                     uri.map(str::to_owned).into_iter().collect()
                 }
-                Some("notifications/subscriptions/acknowledged")
-                    if begun.swap(true, Ordering::Relaxed) =>
-                {
-                    all.clone()
-                }
+                Some("notifications/subscriptions/acknowledged") => all.clone(),
                 _ => Vec::new(),
             };
             let tell = Arc::clone(&tell);
@@ -195,8 +198,10 @@ async fn follow(upstream: &Upstream, uris: &[String], meta: &Value, tell: &Tell)
             }
             .boxed()
         };
-        if upstream.answer(call, &heard).await.is_err() {
-            return;
+        match upstream.answer(call, &heard).await {
+            Err(error) if error.code != ErrorCode::INTERNAL_ERROR => return,
+            // It ended in order, or is away for long: it may come back.
+            _ => tokio::time::sleep(FOLLOW_PAUSE).await,
         }
     }
 }
@@ -368,8 +373,13 @@ impl ServerHandler for Bridge {
             });
             follow(&upstream, &uris, &meta, &tell).await;
         });
+        let following = AbortOnDropHandle::new(following);
         let mut all = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
-        all.insert(request.uri, AbortOnDropHandle::new(following));
+        if all.len() >= FOLLOWED_MAX && !all.contains_key(&request.uri) {
+            let text = format!("At most {FOLLOWED_MAX} resources can be followed at once");
+            return Err(ErrorData::invalid_params(text, None));
+        }
+        all.insert(request.uri, following);
         Ok(())
     }
 

@@ -1,17 +1,20 @@
 //! One tool called: arguments in, one operation, an answer out.
 
-use baton_domain::OrchestrationId;
+use std::collections::VecDeque;
+
+use baton_domain::{OrchestrationId, Status};
 use rmcp::model::{CallToolResult, ContentBlock, Resource};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::answers;
-use super::arguments::{Arguments, OutputWanted};
+use super::arguments::{Arguments, OutputWanted, told_of_arguments};
 use super::resources;
 use super::tools::Tool;
 use crate::api::{self, ApiError, ListQuery, Operation};
 use crate::orchestrator::{
-    Accepted, Caller, NewSession, Once, Orchestrated, Orchestrator, OutputCursor, SessionDetails,
+    Accepted, Caller, NewSession, Once, Orchestrated, Orchestrator, OrchestratorError,
+    OutputCursor, SessionDetails,
 };
 use crate::store::SessionQuery;
 
@@ -55,7 +58,8 @@ impl Answer {
 /// A refusal as a client gets it: what was wrong, the valid values, what to do. In its text alone:
 /// there are clients that hold structure against the schema of a tool's answers even where it says
 /// what went wrong, and show neither.
-pub(super) fn refused(error: &ApiError) -> CallToolResult {
+pub(super) fn refused(error: ApiError) -> CallToolResult {
+    let error = told_of_arguments(error);
     let mut told = json!({
         "error": answers::in_tools_words(&error.message),
         "code": error.code,
@@ -97,7 +101,7 @@ pub(super) async fn call(
         Operation::SessionCreate(new) => create(orchestrator, caller, *new, key).await?,
         Operation::SessionStart(id) => {
             orchestrator.permits(caller, id).await?;
-            told(&orchestrator.start_session(id).await?)
+            told(&started(orchestrator, id).await?)
         }
         Operation::SessionGet(id) => {
             orchestrator.permits(caller, id).await?;
@@ -141,6 +145,24 @@ pub(super) async fn call(
         Operation::SessionOutput { .. } | Operation::OrchestrationCancel(_) => Value::Null,
     }
     .into())
+}
+
+/// Starts a session. Whoever repeats that, because no answer came, is told how it stands.
+async fn started(
+    orchestrator: &Orchestrator,
+    id: baton_domain::SessionId,
+) -> Result<SessionDetails, ApiError> {
+    match orchestrator.start_session(id).await {
+        Err(OrchestratorError::InvalidTransition { status, .. })
+            if matches!(
+                status,
+                Status::Initializing | Status::Queued | Status::Running | Status::Completed
+            ) =>
+        {
+            Ok(orchestrator.session(id).await?)
+        }
+        started => Ok(started?),
+    }
 }
 
 async fn create(
@@ -209,7 +231,7 @@ async fn list(
 #[serde(rename_all = "camelCase")]
 struct OutputAnswer<'a> {
     session_id: baton_domain::SessionId,
-    status: baton_domain::Status,
+    status: Status,
     summary: String,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     next_steps: &'a [String],
@@ -287,25 +309,19 @@ async fn page(
             .session_output(id, wanted.cursor, lines_max)
             .await?;
         let lines = read.logs.unwrap_or_default();
-        let fitting = fitting(lines.iter(), chars_max);
-        // The cursor of a shorter page is told by reading that page.
-        if fitting < lines.len() && fitting > 0 {
-            lines_max = fitting;
+        // One line that is longer than all that may be told is cut; its rest is in the log.
+        let kept = fitting(lines.iter(), chars_max).max(1);
+        if kept < lines.len() {
+            // The cursor of a shorter page is told by reading that page.
+            lines_max = kept;
             continue;
         }
+        let lines = lines.iter().map(|line| answers::shortened(line, chars_max));
         return Ok(Log {
             truncated: read.next_cursor.is_some(),
             next_cursor: read.next_cursor,
             details: read.details,
-            // One line that is longer than all that may be told is cut; its rest is in the log.
-            lines: match fitting {
-                0 => lines
-                    .iter()
-                    .take(1)
-                    .map(|line| answers::shortened(line, chars_max))
-                    .collect(),
-                _ => lines,
-            },
+            lines: lines.collect(),
         });
     }
 }
@@ -317,20 +333,37 @@ async fn tail(
     chars_max: usize,
 ) -> Result<Log, ApiError> {
     let newest = *orchestrator.watch_events(id).borrow();
-    let from = OutputCursor {
+    let mut cursor = OutputCursor {
         seq: newest.saturating_sub(TAIL_EVENTS),
         lines: 0,
     };
-    let read = orchestrator
-        .session_output(id, Some(from), PAGE_LINES_MAX)
-        .await?;
-    let lines = read.logs.unwrap_or_default();
-    let fitting = fitting(lines.iter().rev().take(TAIL_LINES), chars_max);
-    let skipped = lines.len() - fitting;
+    let mut is_cut = cursor.seq > 0;
+    let mut lines: VecDeque<String> = VecDeque::new();
+    let details = loop {
+        let read = orchestrator
+            .session_output(id, Some(cursor), PAGE_LINES_MAX)
+            .await?;
+        for line in read.logs.unwrap_or_default() {
+            lines.push_back(line);
+            if lines.len() > TAIL_LINES {
+                is_cut = true;
+                lines.pop_front();
+            }
+        }
+        match read.next_cursor {
+            Some(next) if next != cursor => cursor = next,
+            _ => break read.details,
+        }
+    };
+    let kept = fitting(lines.iter().rev(), chars_max).max(1);
+    let skipped = lines.len().saturating_sub(kept);
+    let lines = lines.iter().skip(skipped);
     Ok(Log {
-        details: read.details,
-        truncated: skipped > 0 || from.seq > 0,
-        lines: lines.into_iter().skip(skipped).collect(),
+        details,
+        truncated: is_cut || skipped > 0,
+        lines: lines
+            .map(|line| answers::shortened(line, chars_max))
+            .collect(),
         next_cursor: None,
     })
 }

@@ -1,9 +1,10 @@
 //! Sessions, their logs and orchestrations as resources: for what is too big for an answer, and to
 //! be told when they change.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use baton_domain::{OrchestrationId, SessionId};
 use futures::future::select_all;
 use rmcp::model::{
@@ -35,8 +36,8 @@ const LINES_MAX: usize = 10_000;
 const MEMBERS_MAX: usize = 1_000;
 /// How long what no event tells can stay unseen.
 const LOOKED_AGAIN: Duration = Duration::from_secs(5);
-/// Nobody is told of the same resource more often than that.
-const TOLD_EVERY: Duration = Duration::from_secs(1);
+/// Nobody is told of the same resource more often than that, nor is it looked at.
+const TOLD_EVERY: Duration = Duration::from_millis(500);
 
 /// What a URI names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -204,7 +205,8 @@ async fn log(orchestrator: &Orchestrator, id: SessionId) -> Result<String, Orche
 /// Of what a client wants to follow, what there is to follow.
 pub(super) fn followable(requested: &SubscriptionFilter) -> SubscriptionFilter {
     let uris = requested.resource_subscriptions.iter().flatten();
-    let ours = uris.filter(|uri| Named::by(uri).is_some());
+    let mut seen = HashSet::new();
+    let ours = uris.filter(|uri| Named::by(uri).is_some() && seen.insert(*uri));
     let ours = ours.take(FOLLOWED_MAX).cloned();
     SubscriptionFilter::builder()
         .resource_subscriptions(ours)
@@ -234,17 +236,14 @@ pub(super) async fn follow<Told: Future<Output = bool>>(
         if seen.is_some_and(|seen| seen != mark) && !tell().await {
             return Ok(());
         }
-        let told = seen.is_some_and(|seen| seen != mark);
         seen = Some(mark);
-        if told {
-            tokio::time::sleep(TOLD_EVERY).await;
-        }
         if news.is_empty() {
             tokio::time::sleep(LOOKED_AGAIN).await;
             continue;
         }
         let changes = news.iter_mut().map(|one| Box::pin(one.changed()));
         let _quiet = tokio::time::timeout(LOOKED_AGAIN, select_all(changes)).await;
+        tokio::time::sleep(TOLD_EVERY).await;
     }
 }
 
@@ -319,9 +318,12 @@ fn unknown(uri: &str) -> ErrorData {
 
 fn failed(error: OrchestratorError) -> ErrorData {
     let error = ApiError::from(error);
-    match error.status.is_server_error() {
-        true => ErrorData::internal_error(error.message, None),
-        false => ErrorData::resource_not_found(error.message, None),
+    if error.status.is_server_error() {
+        ErrorData::internal_error(error.message, None)
+    } else if error.status == StatusCode::BAD_REQUEST {
+        ErrorData::invalid_params(error.message, None)
+    } else {
+        ErrorData::resource_not_found(error.message, None)
     }
 }
 

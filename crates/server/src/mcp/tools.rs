@@ -48,6 +48,14 @@ impl Tool {
         })
     }
 
+    /// Whether it makes something, with each call anew.
+    pub(super) fn makes(self) -> bool {
+        matches!(
+            self,
+            Self::Create | Self::Orchestrate | Self::Message | Self::Retry
+        )
+    }
+
     /// Whether it may be called from inside a coordination session: all but what makes an
     /// orchestration of its own.
     pub(super) fn is_for_sessions(self) -> bool {

@@ -16,8 +16,9 @@ use tokio::time::Instant;
 
 use super::MCP_PATH;
 
-/// How long a server may be away before a call gives up: a restart takes seconds.
-const AWAY_MAX: Duration = Duration::from_secs(60);
+/// How long a server may be away before a call gives up: a restart takes seconds, and clients give up
+/// after a minute.
+const AWAY_MAX: Duration = Duration::from_secs(40);
 /// The pauses between tries grow from the one to the other.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -37,6 +38,8 @@ const META_KEYS: [&str; 3] = [
 pub(super) struct Upstream {
     client: Client,
     url: Url,
+    /// The address as it may be shown: without a password.
+    shown: Url,
     bearer: HeaderValue,
 }
 
@@ -44,8 +47,8 @@ pub(super) struct Upstream {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// The address is of no use.
-    #[error("{0} is no http: or https: address of a server")]
-    InvalidUrl(String),
+    #[error("--connect must be the http: or https: address of a server")]
+    InvalidUrl,
     /// The token has characters that no header can carry.
     #[error("the token in CLAUDE_WEBHOOK_SECRET has characters that cannot be sent")]
     InvalidToken,
@@ -58,7 +61,10 @@ pub enum UpstreamError {
 enum Tried {
     Answered(Result<Value, ErrorData>),
     /// The server was not there, or went away before it had answered.
-    Away,
+    Away {
+        /// Whether an answer had begun.
+        begun: bool,
+    },
 }
 
 /// Gets each notification that comes before an answer.
@@ -70,6 +76,8 @@ pub(super) struct Call<'a> {
     pub(super) params: Value,
     /// The name that proxies are told: of the tool, the prompt or the resource.
     pub(super) name: Option<&'a str>,
+    /// Of a wait whose client hears of no progress: how long it may take in all.
+    pub(super) wait_within: Option<Duration>,
 }
 
 impl Upstream {
@@ -78,10 +86,9 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError`].
     pub(super) fn new(url: &str, token: &SecretString) -> Result<Self, UpstreamError> {
-        let invalid = || UpstreamError::InvalidUrl(url.to_owned());
-        let mut parsed = Url::parse(url).map_err(|_| invalid())?;
+        let mut parsed = Url::parse(url).map_err(|_| UpstreamError::InvalidUrl)?;
         if !matches!(parsed.scheme(), "http" | "https") || parsed.host().is_none() {
-            return Err(invalid());
+            return Err(UpstreamError::InvalidUrl);
         }
         if matches!(parsed.path(), "" | "/") {
             parsed.set_path(MCP_PATH);
@@ -91,14 +98,24 @@ impl Upstream {
         bearer.set_sensitive(true);
         // One already installed is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
+        let mut client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()
-            .map_err(UpstreamError::Client)?;
+            .redirect(reqwest::redirect::Policy::none());
+        if is_loopback(&parsed) {
+            // A proxy's loopback is another one.
+            client = client.no_proxy();
+        }
+        if parsed.scheme() == "http" {
+            // No certificate is needed, and a machine without any should still do.
+            client = client.tls_certs_only([]);
+        }
+        let mut shown = parsed.clone();
+        // An address with a host takes both.
+        let _ = (shown.set_username(""), shown.set_password(None));
         Ok(Self {
-            client,
+            client: client.build().map_err(UpstreamError::Client)?,
             url: parsed,
+            shown,
             bearer,
         })
     }
@@ -109,25 +126,42 @@ impl Upstream {
     /// # Errors
     /// The server's own, or that it is away for too long.
     pub(super) async fn answer(&self, call: Call<'_>, heard: &Hearing) -> Result<Value, ErrorData> {
+        let mut call = call;
+        let asked = Instant::now();
         let mut pause = PAUSE_MIN;
         let mut away_since: Option<Instant> = None;
         loop {
-            let begun = Instant::now();
             match self.tried(&call, heard).await {
                 Tried::Answered(answer) => return answer,
-                Tried::Away => {}
+                // It was there until now.
+                Tried::Away { begun: true } => {
+                    away_since = None;
+                    pause = PAUSE_MIN;
+                }
+                Tried::Away { begun: false } => {}
             }
-            // One that broke off late was there for most of it.
-            if begun.elapsed() > CONNECT_TIMEOUT {
-                away_since = None;
-                pause = PAUSE_MIN;
-            }
-            if away_since.get_or_insert_with(Instant::now).elapsed() > AWAY_MAX {
+            let away = away_since.get_or_insert_with(Instant::now).elapsed();
+            if away + pause > AWAY_MAX {
                 return Err(self.away());
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+            if let Some(within) = call.wait_within {
+                // What is left of a wait whose client hears of no progress.
+                let left_s = within.saturating_sub(asked.elapsed()).as_secs();
+                call.params["arguments"]["timeoutSeconds"] = json!(left_s);
+            }
         }
+    }
+
+    /// Where a server on this machine would listen to be found here; none for another machine.
+    pub(super) fn local(&self) -> Option<String> {
+        let port = self.url.port_or_known_default()?;
+        let is_here = is_loopback(&self.url) && self.url.scheme() == "http";
+        is_here.then(|| match self.url.host_str() {
+            Some("[::1]") => format!("[::1]:{port}"),
+            _ => format!("127.0.0.1:{port}"),
+        })
     }
 
     /// Whether a server answers.
@@ -135,7 +169,7 @@ impl Upstream {
         let mut url = self.url.clone();
         url.set_path("/health");
         let asked = self.client.get(url).timeout(CONNECT_TIMEOUT).send().await;
-        asked.is_ok()
+        asked.is_ok_and(|answer| answer.status().is_success())
     }
 
     async fn tried(&self, call: &Call<'_>, heard: &Hearing) -> Tried {
@@ -162,7 +196,7 @@ impl Upstream {
             request = request.header(*name, value);
         }
         let Ok(response) = request.send().await else {
-            return Tried::Away;
+            return Tried::Away { begun: false };
         };
         let is_stream = response
             .headers()
@@ -181,36 +215,38 @@ impl Upstream {
             let text = format!(
                 "the server at {} does not let this bridge in ({status}); check \
                  CLAUDE_WEBHOOK_SECRET and the address",
-                self.url
+                self.shown
             );
             return Tried::Answered(Err(ErrorData::invalid_request(text, None)));
         }
-        // What stands before a server answers so while the server itself is away.
-        if matches!(
-            status,
-            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT
-        ) {
-            return Tried::Away;
-        }
         let Ok(body) = response.bytes().await else {
-            return Tried::Away;
+            return Tried::Away { begun: true };
         };
         let message: Option<Value> = serde_json::from_slice(&body).ok();
-        let answer = message.and_then(answer_of).unwrap_or_else(|| {
-            let text = format!("{} answered {status}, and nothing of MCP", self.url);
-            Err(ErrorData::invalid_request(text, None))
-        });
-        Tried::Answered(answer)
+        match message.and_then(answer_of) {
+            Some(answer) => Tried::Answered(answer),
+            // A server that stops answers so, and what stands before one that is away.
+            None if status.is_server_error() => Tried::Away { begun: false },
+            None => {
+                let text = format!("{} answered {status}, and nothing of MCP", self.shown);
+                Tried::Answered(Err(ErrorData::invalid_request(text, None)))
+            }
+        }
     }
 
     fn away(&self) -> ErrorData {
         let text = format!(
             "no Baton server answers at {}; start one with `baton serve`, or give its address \
              with --connect",
-            self.url
+            self.shown
         );
         ErrorData::internal_error(text, None)
     }
+}
+
+/// Whether an address is on this machine.
+fn is_loopback(url: &Url) -> bool {
+    matches!(url.host_str(), Some("127.0.0.1" | "localhost" | "[::1]"))
 }
 
 /// Reads a stream up to the answer.
@@ -218,7 +254,7 @@ async fn streamed(response: Response, heard: &Hearing) -> Tried {
     let mut events = SseStream::from_bytes_stream(response.bytes_stream());
     while let Some(event) = events.next().await {
         let Ok(event) = event else {
-            return Tried::Away;
+            return Tried::Away { begun: true };
         };
         let data = event.data.filter(|data| !data.trim().is_empty());
         let message = data.and_then(|data| serde_json::from_str::<Value>(&data).ok());
@@ -231,7 +267,7 @@ async fn streamed(response: Response, heard: &Hearing) -> Tried {
             return Tried::Answered(answer);
         }
     }
-    Tried::Away
+    Tried::Away { begun: true }
 }
 
 /// What a message of JSON-RPC answers.

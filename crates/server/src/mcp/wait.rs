@@ -20,7 +20,7 @@ use crate::api::{ApiError, Millis};
 use crate::orchestrator::{Caller, Orchestrator, Waiting};
 
 /// How long a wait lasts that any client can bear: some give up on a call after a minute.
-const SHORT: Duration = Duration::from_secs(45);
+pub(super) const SHORT: Duration = Duration::from_secs(45);
 /// How long a wait lasts for Claude Code, which is told about progress meanwhile.
 const LONG: Duration = Duration::from_secs(25 * 60);
 /// How long a wait lasts for a coordination session, which has nothing else to do.
@@ -73,6 +73,15 @@ pub(super) async fn wait(
     }
     let waiting = blocking(orchestrator, caller, &wish, context).await?;
     Ok(answer(&waiting).into())
+}
+
+/// How those that are waited for stand now, who is not let wait any longer.
+pub(super) async fn at_once(
+    orchestrator: &Orchestrator,
+    arguments: &Arguments,
+) -> Result<CallToolResponse, ApiError> {
+    let (ids, mode, _) = arguments.wait()?;
+    Ok(answer(&orchestrator.waiting(&ids, mode).await?).into())
 }
 
 fn answer(waiting: &Waiting) -> CallToolResult {
@@ -175,9 +184,16 @@ pub(super) async fn get(
     }
     let payload = if wait.cancelled_at.is_some() {
         TaskPayload::Cancelled
-    } else if waiting.is_answered {
+    } else if let Some(answer) = &wait.answer {
         TaskPayload::Completed {
-            result: object(answers::value(&answer(&waiting))),
+            result: object(answer.clone()),
+        }
+    } else if waiting.is_answered {
+        let answer = answers::value(&answer(&waiting));
+        let kept = orchestrator.keep_answer(id, &wait, answer.clone()).await;
+        kept.map_err(of_storage)?;
+        TaskPayload::Completed {
+            result: object(answer),
         }
     } else {
         TaskPayload::Working

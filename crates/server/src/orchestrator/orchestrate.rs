@@ -30,7 +30,9 @@ impl Orchestrator {
         new: NewOrchestration,
         once: Option<Once<'_, Orchestrated>>,
     ) -> Result<Accepted<Orchestrated>, OrchestratorError> {
-        self.parts.admission.check()?;
+        if let Some(response) = self.refused_or_before(once.as_ref()).await? {
+            return Ok(Accepted::Before(response));
+        }
         let id = self.parts.ids.orchestration();
         let (sessions, how) = self.divided(&new, id).await?;
         let sessions = self.new_sessions(sessions)?;

@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use baton_domain::waits::{Wait, WaitMode, Waited, is_answered, is_done, waited};
-use baton_domain::{SessionId, SessionState, WaitId};
+use baton_domain::{Session, SessionId, WaitId};
 use futures::future::select_all;
 
 use super::{Orchestrator, OrchestratorError, SessionDetails};
 
 /// How long what no event of a session tells can stay unseen: that one it depends on was started.
 const LOOKED_AGAIN: Duration = Duration::from_secs(5);
+/// However much there is to hear, nobody looks more often than that.
+const LOOKED_EVERY: Duration = Duration::from_millis(200);
 
 /// How sessions stand to somebody who waits for them.
 #[derive(Debug, Clone)]
@@ -36,11 +38,7 @@ impl Orchestrator {
         let mut sessions = Vec::with_capacity(ids.len());
         for id in ids {
             let details = self.session(*id).await?;
-            let stands = waited(
-                &details.session,
-                |of| self.is_created(of),
-                |session| self.spent_budget(session).is_none(),
-            );
+            let stands = self.waited(&details.session);
             sessions.push((details, stands));
         }
         let stands: Vec<Waited> = sessions.iter().map(|(_, stands)| *stands).collect();
@@ -61,18 +59,28 @@ impl Orchestrator {
         mode: WaitMode,
     ) -> Result<Waiting, OrchestratorError> {
         let mut news: Vec<_> = ids.iter().map(|id| self.watch_events(*id)).collect();
+        // Tells those that are not there.
+        let waiting = self.waiting(ids, mode).await?;
+        if waiting.is_answered {
+            return Ok(waiting);
+        }
         loop {
             // Marked as seen before they are looked at, so that nothing in between is missed.
             for one in &mut news {
                 one.borrow_and_update();
             }
-            let waiting = self.waiting(ids, mode).await?;
-            if waiting.is_answered {
-                return Ok(waiting);
+            // From memory alone: a session that talks much wakes this often.
+            let stands = ids.iter().map(|id| {
+                let session = self.parts.store.cached_session(*id);
+                session.map_or(Waited::Finished, |session| self.waited(&session))
+            });
+            if is_answered(mode, &stands.collect::<Vec<_>>()) {
+                return self.waiting(ids, mode).await;
             }
             let changes = news.iter_mut().map(|one| Box::pin(one.changed()));
             // Without news in time they are looked at all the same.
             let _quiet = tokio::time::timeout(LOOKED_AGAIN, select_all(changes)).await;
+            tokio::time::sleep(LOOKED_EVERY).await;
         }
     }
 
@@ -98,6 +106,7 @@ impl Orchestrator {
                 let timeout = jiff::SignedDuration::from_secs(seconds);
                 created_at.checked_add(timeout).ok()
             }),
+            answer: None,
             cancelled_at: None,
         };
         let id = self.parts.ids.wait();
@@ -121,6 +130,23 @@ impl Orchestrator {
         let now = self.parts.clock.now();
         waiting.is_answered |= wait.until.is_some_and(|until| until <= now);
         Ok(Some((wait, waiting)))
+    }
+
+    /// Keeps what a wait was answered: what becomes of its sessions later changes nothing about it.
+    ///
+    /// # Errors
+    /// From the store.
+    pub async fn keep_answer(
+        &self,
+        id: WaitId,
+        wait: &Wait,
+        answer: serde_json::Value,
+    ) -> Result<(), OrchestratorError> {
+        let wait = Wait {
+            answer: Some(answer),
+            ..wait.clone()
+        };
+        Ok(self.parts.store.keep_wait(id, wait).await?)
     }
 
     /// Ends a wait that was kept; false where there is none.
@@ -160,8 +186,11 @@ impl Orchestrator {
         Ok(self.parts.store.introduction(id).await?)
     }
 
-    fn is_created(&self, id: SessionId) -> bool {
-        let session = self.parts.store.cached_session(id);
-        session.is_some_and(|session| session.state == SessionState::Created)
+    fn waited(&self, session: &Session) -> Waited {
+        let open = |id| {
+            let session = self.parts.store.cached_session(id);
+            session.filter(|session| !session.state.is_over())
+        };
+        waited(session, open, |of| self.spent_budget(of).is_none())
     }
 }

@@ -347,10 +347,7 @@ text = "Held and let go."
     world
         .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
         .await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = free.local_addr().expect("its address");
-    drop(free);
-    world.set("BATON_LISTEN", address);
+    world.listen_on_a_free_port();
     world.start_server().await;
     let id = world.run("Hold on", &[]).await;
     world.until(&id, "running").await;
@@ -435,4 +432,42 @@ async fn client_of_the_revision_before_is_known_to_the_next_server() {
     let answer = posted(&world, &headers, &call).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert!(answer.text.contains("\"total\":0"), "{}", answer.text);
+}
+
+#[tokio::test]
+async fn server_that_is_asked_to_stop_answers_who_waits() {
+    const HELD: &str = r#"
+match = ["Hold on"]
+[[turn]]
+hold = "go on"
+text = "Held and let go."
+"#;
+    let mut world = World::with_scripts([("held", HELD)]).await;
+    world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    world.listen_on_a_free_port();
+    world.start_server().await;
+    let id = world.run("Hold on", &[]).await;
+    world.until(&id, "running").await;
+    let mut client = Stdio25::start(&world).await;
+    let wait = json!({
+        "name": "wait_for_session",
+        "arguments": { "sessionIds": [id] },
+        "_meta": { "progressToken": "p" },
+    });
+    let call = client.begin("tools/call", wait.clone()).await;
+    let progress = client.next().await;
+    assert_eq!(progress["method"], "notifications/progress", "{progress}");
+
+    world.stop_server().await;
+    let answer = client.answer(call).await;
+    assert_eq!(answer["structuredContent"]["done"], false, "{answer}");
+    // Asked while there is no server, it waits for the next one.
+    let call = client.begin("tools/call", wait).await;
+    world.start_server().await;
+    world.model.release("go on");
+    let answer = client.answer(call).await;
+    assert_eq!(answer["structuredContent"]["done"], true, "{answer}");
+    client.end().await;
 }

@@ -139,6 +139,13 @@ impl World {
         self.environment.insert(name, value.to_string());
     }
 
+    /// Has every server of this world listen on the same port, for clients that outlive one.
+    pub fn listen_on_a_free_port(&mut self) {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = free.local_addr().expect("its address");
+        self.set("BATON_LISTEN", address);
+    }
+
     /// Removes a variable from the server's environment, for its next start.
     pub fn unset(&mut self, name: &'static str) {
         self.environment.remove(name);

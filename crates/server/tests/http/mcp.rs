@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use baton::store::OutputLine;
+use baton_agent::protocol::Stream;
 use baton_domain::ending::{FailureCode, Outcome};
 use baton_domain::session::Report;
 use baton_domain::{Attempt, SessionEvent, SessionId};
@@ -399,12 +401,18 @@ async fn nobody_waits_for_a_session_that_was_not_started() {
     assert_eq!(told["done"], false);
     let attention = told["attention"][0].as_str().expect("a word");
     assert!(attention.contains(&created.to_string()), "{attention}");
+    let last = app.created(&[dependent], true).await;
+    let told = app
+        .did("wait_for_session", json!({ "sessionIds": [last] }))
+        .await;
+    let attention = told["attention"][0].as_str().expect("a word");
+    assert!(attention.contains(&created.to_string()), "{attention}");
 }
 
 /// Reads messages of a stream as they come.
-struct Stream(Connection, String);
+struct Messages(Connection, String);
 
-impl Stream {
+impl Messages {
     async fn open(app: &App, request: &[u8]) -> Self {
         let mut connection = app.connect().await;
         connection.write(request).await;
@@ -446,7 +454,7 @@ async fn who_asks_for_progress_hears_of_it_at_once() {
         "_meta": meta,
     });
     let call = request(&app, "tools/call", Some("wait_for_session"), &params);
-    let mut stream = Stream::open(&app, &call).await;
+    let mut stream = Messages::open(&app, &call).await;
     let progress = stream.next().await.expect("progress");
     assert_eq!(progress["method"], "notifications/progress");
     assert_eq!(progress["params"]["progressToken"], "p1");
@@ -532,7 +540,7 @@ async fn resources_are_read_and_their_changes_are_told() {
         "_meta": meta(&json!({}), "test"),
     });
     let listen = request(&app, "subscriptions/listen", None, &params);
-    let mut stream = Stream::open(&app, &listen).await;
+    let mut stream = Messages::open(&app, &listen).await;
     let accepted = stream.next().await.expect("an acknowledgement");
     assert_eq!(
         accepted["params"]["notifications"]["resourceSubscriptions"],
@@ -659,4 +667,107 @@ async fn the_door_is_behind_the_gate() {
     let accept = "Accept: application/json, text/event-stream\r\n";
     let large = app.send(&app.request("POST", "/mcp", accept, &large)).await;
     assert_eq!(large.status, 413);
+}
+
+#[tokio::test]
+async fn a_log_is_read_to_its_end_whatever_is_in_it() {
+    let app = App::new().await;
+    let id = app.created(&[], true).await;
+    let long = "x".repeat(5_000);
+    let texts: Vec<&str> = ["first", &long, "third", "fourth", &long]
+        .into_iter()
+        .collect();
+    let lines: Vec<OutputLine> = texts
+        .iter()
+        .map(|text| OutputLine {
+            at: jiff::Timestamp::UNIX_EPOCH,
+            stream: Stream::Stderr,
+            bytes: text.as_bytes().to_vec().into(),
+            cut_bytes: 0,
+            line_end: true,
+        })
+        .collect();
+    let stored = app.store.append_output(id, Attempt::FIRST, 1, &lines);
+    stored.await.expect("stored");
+    app.ends(id, Outcome::Completed, "Done.").await;
+    let mut read = Vec::new();
+    let mut cursor = Value::Null;
+    for _ in 0..20 {
+        let page = app
+            .did(
+                "get_session_output",
+                json!({
+                    "sessionId": id, "detail": "detailed", "maxChars": 1_000, "cursor": cursor,
+                }),
+            )
+            .await;
+        let lines = page["logs"].as_array().expect("lines");
+        read.extend(
+            lines
+                .iter()
+                .filter_map(|line| line.as_str().map(str::to_owned)),
+        );
+        cursor = page["nextCursor"].clone();
+        if cursor.is_null() {
+            break;
+        }
+    }
+    let begins: Vec<String> = texts
+        .iter()
+        .map(|text| text.chars().take(5).collect())
+        .collect();
+    let read: Vec<String> = read
+        .iter()
+        .map(|line| line.chars().take(5).collect())
+        .collect();
+    assert_eq!(read[..begins.len()], begins[..], "{read:?}");
+    let end = app
+        .did(
+            "get_session_output",
+            json!({ "sessionId": id, "maxChars": 100 }),
+        )
+        .await;
+    let last = end["logs"]
+        .as_array()
+        .and_then(|lines| lines.last().cloned());
+    assert!(
+        last.is_some_and(|line| line.as_str().is_some_and(|line| line.starts_with("xxx"))),
+        "{end}"
+    );
+    assert_eq!(end["truncated"], true);
+}
+
+#[tokio::test]
+async fn a_start_may_be_repeated() {
+    let app = App::new().await;
+    let id = app.created(&[], false).await;
+    let running = [
+        SessionEvent::StartRequested,
+        SessionEvent::LaunchDecided(Attempt::FIRST),
+        SessionEvent::ClaudeStarted(Attempt::FIRST),
+    ];
+    app.happens(id, &running, None).await;
+    let told = app
+        .did("start_claude_session", json!({ "sessionId": id }))
+        .await;
+    assert_eq!(told["status"], "running");
+}
+
+#[tokio::test]
+async fn a_finished_task_stays_as_it_was() {
+    let app = App::new().await;
+    let id = app.created(&[], true).await;
+    let call = json!({ "name": "wait_for_session", "arguments": { "sessionIds": [id] } });
+    let begun = app.mcp_as("test", &tasks(), "tools/call", call).await;
+    let task_id = json!({ "taskId": begun["result"]["taskId"] });
+    app.ends(id, Outcome::failed(FailureCode::ClaudeError, "No."), "")
+        .await;
+    let before = app
+        .mcp_as("test", &tasks(), "tasks/get", task_id.clone())
+        .await;
+    assert_eq!(before["result"]["status"], "completed", "{before}");
+    app.did("retry_session", json!({ "sessionId": id })).await;
+    let after = app.mcp_as("test", &tasks(), "tasks/get", task_id).await;
+    assert_eq!(after["result"]["status"], "completed", "{after}");
+    assert_eq!(after["result"]["result"], before["result"]["result"]);
 }

@@ -12,6 +12,7 @@ fn wait(second: i64) -> Wait {
         mode: WaitMode::Any,
         created_at: at(second),
         until: Some(at(second + 60)),
+        answer: None,
         cancelled_at: None,
     }
 }
