@@ -335,8 +335,8 @@ async fn asked(world: &World, method: &str, name: &str, mut params: Value) -> Va
     message["result"].take()
 }
 
-#[tokio::test]
-async fn wait_is_answered_though_the_server_was_killed_in_the_middle_of_it() {
+/// A session that runs until the model is told to "go on", on a server whose address stays.
+async fn held() -> (World, String) {
     const HELD: &str = r#"
 match = ["Hold on"]
 [[turn]]
@@ -351,6 +351,12 @@ text = "Held and let go."
     world.start_server().await;
     let id = world.run("Hold on", &[]).await;
     world.until(&id, "running").await;
+    (world, id)
+}
+
+#[tokio::test]
+async fn wait_is_answered_though_the_server_was_killed_in_the_middle_of_it() {
+    let (mut world, id) = held().await;
 
     let wait = json!({ "name": "wait_for_session", "arguments": { "sessionIds": [id] } });
     let task = asked(&world, "tools/call", "wait_for_session", wait).await;
@@ -436,20 +442,7 @@ async fn client_of_the_revision_before_is_known_to_the_next_server() {
 
 #[tokio::test]
 async fn server_that_is_asked_to_stop_answers_who_waits() {
-    const HELD: &str = r#"
-match = ["Hold on"]
-[[turn]]
-hold = "go on"
-text = "Held and let go."
-"#;
-    let mut world = World::with_scripts([("held", HELD)]).await;
-    world
-        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
-        .await;
-    world.listen_on_a_free_port();
-    world.start_server().await;
-    let id = world.run("Hold on", &[]).await;
-    world.until(&id, "running").await;
+    let (mut world, id) = held().await;
     let mut client = Stdio25::start(&world).await;
     let wait = json!({
         "name": "wait_for_session",
