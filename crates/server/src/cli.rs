@@ -13,6 +13,9 @@ use clap::{Parser, Subcommand};
 use directories::ProjectDirs;
 use tracing_subscriber::EnvFilter;
 
+/// What is logged where `RUST_LOG` is silent. The library for MCP tells of each request.
+const LOG_FILTER: &str = "info,rmcp=warn";
+
 /// Runs many Claude Code sessions, each in its own sealed container, in the order that their
 /// dependencies set.
 #[derive(Debug, Parser)]
@@ -74,7 +77,7 @@ fn data_dir(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 /// nobody watches.
 fn log_to_stderr() {
     use std::io::IsTerminal as _;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
