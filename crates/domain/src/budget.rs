@@ -77,7 +77,8 @@ impl Budget {
     #[must_use]
     pub fn is_spent(&self) -> bool {
         let nothing_usd = NOTHING_USD.max(NOTHING_SHARE * self.max_usd);
-        self.max_usd - self.spending.total_usd() < nothing_usd
+        let spent_usd = self.spending.total_usd();
+        spent_usd > 0.0 && self.max_usd - spent_usd < nothing_usd
     }
 
     /// Whether so much is spent that a person should know.

@@ -97,6 +97,21 @@ pub enum CoordinationRefusal {
         /// How many there may be.
         sessions_max: usize,
     },
+    /// More money than is its to give.
+    #[error(
+        "session {id} may not be given more to spend by you; say in your closing words that its \
+         budget is spent: a person can raise it"
+    )]
+    Budget {
+        /// The child.
+        id: SessionId,
+    },
+    /// Its orchestration is for people to start, and to pay for.
+    #[error(
+        "start your sessions one by one, with sessionId; a larger budget for an orchestration is \
+         for a person to give: say in your closing words that it is spent"
+    )]
+    NotForYou,
     /// It is over, or was told to stop.
     #[error("session {id} is {state}; only a coordination session that runs may use sessions")]
     NotAtWork {
@@ -105,6 +120,27 @@ pub enum CoordinationRefusal {
         /// The name of its state.
         state: &'static str,
     },
+}
+
+/// Whether `own` may let its child go on, with `max_cost_usd` as its new budget where one is given:
+/// no larger than its own, and none for one that has spent what it had.
+///
+/// # Errors
+/// [`CoordinationRefusal::Budget`].
+pub fn check_spending(
+    own: &Session,
+    child: &Session,
+    max_cost_usd: Option<f64>,
+) -> Result<(), CoordinationRefusal> {
+    let most_usd = own.steering.max_cost_usd;
+    let is_too_much = match max_cost_usd {
+        Some(asked_usd) => most_usd.is_some_and(|most_usd| asked_usd > most_usd),
+        None => !child.steering.affords(child.spent_usd()),
+    };
+    match is_too_much {
+        true => Err(CoordinationRefusal::Budget { id: child.id }),
+        false => Ok(()),
+    }
 }
 
 /// Whether a session may ask for anything: it coordinates, and its Claude may be at work.

@@ -61,8 +61,9 @@ pub struct Sandboxes {
     /// Attempts whose agents were never given their job, as far as this server knows for certain:
     /// Claude cannot have been started there.
     pub untold: HashSet<(SessionId, Attempt)>,
-    /// Those of them whose agents did not even connect, or are never to have their job.
-    pub unheard: HashSet<(SessionId, Attempt)>,
+    /// Those of them whose agents did not even connect, or are never to have their job, with the time
+    /// when their containers were started, where that is known.
+    pub unheard: HashMap<(SessionId, Attempt), Option<Timestamp>>,
 }
 
 /// The losses that the sandboxes show. One that lost nothing but a launch is launched again, within
@@ -96,12 +97,11 @@ fn unheard(session: &Session, attempt: Attempt, snapshot: &Snapshot) -> Option<S
     };
     let key = (session.id, attempt);
     let sandbox = snapshot.sandboxes.seen.get(&key)?;
-    let since = (*since).max(snapshot.watching_since);
+    let launched = snapshot.sandboxes.unheard.get(&key)?;
+    // To make and start a container may take long, and that is not the agent's fault.
+    let since = launched.unwrap_or(*since).max(snapshot.watching_since);
     let is_late = snapshot.now.duration_since(since) > CONNECT_WAIT;
-    if sandbox.state != SandboxState::Running
-        || !is_late
-        || !snapshot.sandboxes.unheard.contains(&key)
-    {
+    if sandbox.state != SandboxState::Running || !is_late {
         return None;
     }
     let given_up = || {
@@ -262,9 +262,9 @@ mod tests {
 
     #[test]
     fn an_agent_that_does_not_connect_in_time_is_replaced_but_not_for_ever() {
-        let text = |now: i64, is_unheard: bool, launches_lost: u64, state: &str| {
+        let check = |now: i64, is_unheard: bool, launched: Option<i64>, lost: u64, state: &str| {
             let mut one = session(state);
-            one.steering.launches_lost = launches_lost;
+            one.steering.launches_lost = lost;
             let key = (one.id, one.attempt);
             let sandbox = Sandbox {
                 id: sandbox_id(one.kind, one.id, one.attempt),
@@ -273,7 +273,7 @@ mod tests {
                 state: SandboxState::Running,
                 created_at: at(0),
             };
-            let unheard = is_unheard.then_some(key);
+            let unheard = is_unheard.then_some((key, launched.map(at)));
             let snapshot = Snapshot {
                 sessions: vec![Arc::new(one)],
                 orchestrations: HashMap::new(),
@@ -290,12 +290,18 @@ mod tests {
             let events = losses(&snapshot);
             events.first().map_or("", |(_, event)| event.name())
         };
-        // Launched in second 10.
+        let text = |now: i64, is_unheard: bool, lost: u64, state: &str| {
+            check(now, is_unheard, None, lost, state)
+        };
+        // Decided in second 10.
         assert_eq!(text(130, true, 0, "a:starting"), "");
         assert_eq!(text(131, true, 0, "a:starting"), "launch lost");
         assert_eq!(text(131, true, 5, "a:starting"), "launch failed");
         assert_eq!(text(131, false, 0, "a:starting"), "");
         assert_eq!(text(131, true, 0, "a:running"), "");
+        // The container was there long after that.
+        assert_eq!(check(320, true, Some(200), 0, "a:starting"), "");
+        assert_eq!(check(321, true, Some(200), 0, "a:starting"), "launch lost");
     }
 
     #[test]

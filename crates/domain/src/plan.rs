@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
+use crate::coordination::coordinates;
 use crate::ids::{Attempt, SessionId};
 use crate::observe::Snapshot;
 use crate::project::Kind;
@@ -114,7 +115,7 @@ pub fn plan(
             _ => {}
         }
     }
-    let open = open_sessions(snapshot, &standing, limits.durations);
+    let open = open_sessions(snapshot, &standing, limits.durations, limits.slots_max);
     let chosen = choose(&open, slots(snapshot, limits));
     let prepares = prepares(snapshot, &open, &chosen, limits.prepared_max);
     let by_id: HashMap<SessionId, &Arc<Session>> = match chosen.len() + prepares.len() {
@@ -140,9 +141,16 @@ fn open_sessions<'a>(
     snapshot: &'a Snapshot,
     standing: &impl Fn(SessionId) -> Option<Standing>,
     durations: &Durations,
+    slots_max: usize,
 ) -> Vec<OpenSession<'a>> {
     let limit = account_limit(&snapshot.sessions, snapshot.now);
     let sessions = snapshot.sessions.iter();
+    // Who waits without a slot has a container all the same. What was begun is finished before
+    // another begins that will wait; one below another may always begin, or that would wait for
+    // ever.
+    let waiting = sessions.clone().filter(|one| one.state.awaits()).count();
+    let is_one_too_many =
+        |one: &Session| waiting >= slots_max && one.parent.is_none() && coordinates(one);
     let open = sessions.map(|session| {
         // Since when it waits for others, where it does.
         let awaits = match session.state {
@@ -155,6 +163,7 @@ fn open_sessions<'a>(
             None => {
                 may_launch(session, limit, snapshot.now)
                     && is_afforded(session, snapshot.budget_of(session))
+                    && !is_one_too_many(session)
                     && ready(session, standing)
             }
         };

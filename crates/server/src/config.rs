@@ -411,6 +411,14 @@ impl Config {
                 rule: "no session could ever run; use 1 or more",
             });
         }
+        let none = self.limits.iter().find(|(_, of)| of.max_running == Some(0));
+        if let Some((kind, _)) = none {
+            return Err(ConfigError::Value {
+                name: "max_running in [limits]",
+                value: format!("0 for {kind}"),
+                rule: "no session of that type could ever run; use 1 or more",
+            });
+        }
         Ok(())
     }
 }

@@ -35,6 +35,7 @@ use baton_domain::waiting::UsageLimit;
 use baton_domain::{Attempt, Repository, Session, SessionId};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use jiff::Timestamp;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, OnceCell, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -116,6 +117,8 @@ pub struct Gate {
     /// Whether it was told that its budget runs low.
     warned: AtomicBool,
     handout: Mutex<Handout>,
+    /// When its container was started, by this server.
+    launched_at: OnceLock<Timestamp>,
     /// Whether its agent has connected.
     heard: AtomicBool,
     repository: Repository,
@@ -251,16 +254,18 @@ impl Gateway {
         gate.is_some_and(|gate| matches!(*gate.handout(), Handout::NotYet | Handout::Withheld))
     }
 
-    /// Whether the attempt's agent has never connected, or is never to have its job, as far as this
-    /// server knows for certain.
+    /// Whether the attempt's agent has never connected though its container was started, or is
+    /// never to have its job, as far as this server knows for certain; with the time from which it
+    /// could have.
     #[must_use]
-    pub fn is_unheard(&self, session: SessionId, attempt: Attempt) -> bool {
-        let gate = self.gate(session, attempt);
-        gate.is_some_and(|gate| match *gate.handout() {
-            Handout::NotYet => !gate.heard.load(Ordering::Relaxed),
-            Handout::Withheld => true,
-            Handout::Unknown | Handout::Given => false,
-        })
+    pub fn unheard(&self, session: SessionId, attempt: Attempt) -> Option<Option<Timestamp>> {
+        let gate = self.gate(session, attempt)?;
+        let launched_at = gate.launched_at.get().copied();
+        match *gate.handout() {
+            Handout::NotYet if !gate.heard.load(Ordering::Relaxed) => launched_at.map(Some),
+            Handout::Withheld => Some(launched_at),
+            Handout::NotYet | Handout::Unknown | Handout::Given => None,
+        }
     }
 
     /// Keeps the job from the attempt's agent for good; false where it may have it already.
@@ -338,6 +343,7 @@ impl Gate {
             metered: Mutex::default(),
             warned: AtomicBool::new(false),
             handout: Mutex::new(handout),
+            launched_at: OnceLock::new(),
             heard: AtomicBool::new(false),
             repository: session.project.repository.clone(),
             touched: Arc::clone(&gateway.touched),
@@ -369,6 +375,12 @@ impl Gate {
     pub async fn stopped(&self) {
         // The sender lives as long as the gate.
         let _ = self.stop.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
+    /// Notes that the container was started.
+    pub fn launched(&self, now: Timestamp) {
+        // A launch that is repeated finds it started.
+        let _before = self.launched_at.set(now);
     }
 
     /// See [`Gateway::withhold`].

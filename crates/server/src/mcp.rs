@@ -191,7 +191,7 @@ impl Handler {
                 answer = wait => answer,
                 // Asked again, the next server goes on with it.
                 () = self.stopping.cancelled() => {
-                    wait::at_once(&self.orchestrator, &arguments).await
+                    wait::at_once(&self.orchestrator, self.caller, &arguments).await
                 }
             };
         }

@@ -281,7 +281,10 @@ impl Orchestrator {
         }
     }
 
-    async fn cancel_landing(&self, id: OrchestrationId) -> Result<(), OrchestratorError> {
+    pub(super) async fn cancel_landing(
+        &self,
+        id: OrchestrationId,
+    ) -> Result<(), OrchestratorError> {
         self.change_landing(id, Landing::cancelled).await
     }
 

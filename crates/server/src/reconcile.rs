@@ -161,7 +161,9 @@ impl Reconciler {
     /// Opens the sockets of all live sessions, so that their agents find the server again.
     pub fn adopt(&self) {
         for session in self.parts.store.active() {
+            // A launch under way opens its socket itself, and knows more about it.
             if session.state.live_attempt().is_some()
+                && !self.busy.contains(&session.id)
                 && let Err(error) = self.parts.gateway.adopt(&session)
             {
                 tracing::error!(session = %session.id, %error, "a session's socket was not opened");
@@ -243,7 +245,10 @@ impl Reconciler {
         let untold = starting
             .clone()
             .filter(|&(session, attempt)| gateway.is_untold(session, attempt));
-        let unheard = starting.filter(|&(session, attempt)| gateway.is_unheard(session, attempt));
+        let unheard = starting.filter_map(|(session, attempt)| {
+            let since = gateway.unheard(session, attempt)?;
+            Some(((session, attempt), since))
+        });
         Snapshot {
             sandboxes: Sandboxes {
                 seen: self.seen.clone(),
@@ -484,6 +489,16 @@ impl Reconciler {
             });
             futures::future::join_all(recorded).await;
         }
+        let abandoned = active.iter().filter(|session| {
+            session.state == SessionState::Created
+                && session
+                    .parent
+                    .is_some_and(|parent| store.standing(parent) != Some(Standing::Open))
+        });
+        // Whoever made them never will start them, and the others would not land for them.
+        let abandoned =
+            abandoned.map(|session| record(&self.parts, session.id, SessionEvent::CancelRequested));
+        let any_blocked = !futures::future::join_all(abandoned).await.is_empty() || any_blocked;
         let any_freed = (any_blocked || self.blocked_unseen) && self.review_blocked().await;
         any_news || any_blocked || any_freed
     }

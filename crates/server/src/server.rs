@@ -24,7 +24,7 @@ use crate::image::{self, ImageState};
 use crate::landing::Lander;
 use crate::launch::Jobs;
 use crate::mcp::{self, SandboxDoor};
-use crate::orchestrator::{Ids, Orchestrator, OrchestratorParts, RandomIds};
+use crate::orchestrator::{Admission, Ids, Orchestrator, OrchestratorParts, RandomIds};
 use crate::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use crate::repos::{RepoSettings, Repos};
 use crate::runtime::{DockerRuntime, Runtime};
@@ -122,15 +122,12 @@ impl Server {
             health: Arc::clone(&health),
             settings: reconciler_settings(&config, limits),
         });
-        let reconciling = tokio::spawn(reconciler.run(stop.clone()));
-        health.first_look(FIRST_LOOK_WAIT).await;
-
         let orchestrator = Orchestrator::new(OrchestratorParts {
             store: store.clone(),
             clock,
             ids,
             wake,
-            admission: health,
+            admission: Arc::clone(&health) as Arc<dyn Admission>,
             slots_max: config.max_running,
             overlaps: {
                 let gateway = gateway.clone();
@@ -148,6 +145,10 @@ impl Server {
             let door = sandbox_door.clone();
             Box::pin(async move { door.answer(session, request).await })
         }));
+        // Agents connect as soon as it adopts their sandboxes: all that they reach is there by then.
+        let reconciling = tokio::spawn(reconciler.run(stop.clone()));
+        health.first_look(FIRST_LOOK_WAIT).await;
+
         let router = http::router(HttpParts {
             mcp: mcp::routes(orchestrator.clone(), stop.clone()),
             orchestrator,

@@ -286,6 +286,29 @@ fn who_waited_gets_a_slot_again_as_soon_as_one_is_free() {
 }
 
 #[test]
+fn what_was_begun_is_finished_before_another_begins_that_will_wait() {
+    let planned = |parent: Option<&str>| {
+        let mut snapshot = snapshot("a:awaiting b:queued c:queued", "");
+        snapshot.waits.insert(session_id("a"));
+        for name in ["a", "b"] {
+            changed(&mut snapshot, name, |one| one.kind = Kind::Coordination);
+        }
+        changed(&mut snapshot, "b", |one| {
+            one.parent = parent.map(session_id)
+        });
+        let limits = Limits {
+            slots_max: 1,
+            prepared_max: 0,
+            ..limits()
+        };
+        let standing = standings(&snapshot, "");
+        render(&plan(&snapshot, standing, &limits))
+    };
+    assert_eq!(planned(None), "launch c");
+    assert_eq!(planned(Some("a")), "launch b");
+}
+
+#[test]
 fn a_slot_that_is_being_taken_back_is_taken() {
     let mut snapshot = snapshot("a:awaiting b:queued", "");
     snapshot.busy.insert(session_id("a"));

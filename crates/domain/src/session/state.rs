@@ -285,6 +285,12 @@ impl SessionState {
         }
     }
 
+    /// Whether it waits for others, without a slot.
+    #[must_use]
+    pub fn awaits(&self) -> bool {
+        matches!(self, Self::Awaiting { .. })
+    }
+
     /// Whether its Claude is to do nothing: it has no slot, or was told to stop.
     #[must_use]
     pub fn stands_still(&self) -> bool {

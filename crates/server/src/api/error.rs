@@ -306,8 +306,9 @@ fn of_coordination(refusal: &CoordinationRefusal) -> ApiError {
         R::NotYours(_)
         | R::NotYourOrchestration(_)
         | R::OtherRepository { .. }
-        | R::OtherBranch { .. } => (StatusCode::FORBIDDEN, Code::NotPermitted),
-        R::TooDeep { .. } | R::NoLevelLeft { .. } | R::TooMany { .. } => {
+        | R::OtherBranch { .. }
+        | R::NotForYou => (StatusCode::FORBIDDEN, Code::NotPermitted),
+        R::TooDeep { .. } | R::NoLevelLeft { .. } | R::TooMany { .. } | R::Budget { .. } => {
             (StatusCode::FORBIDDEN, Code::CoordinationLimit)
         }
         R::NotAtWork { .. } | R::NoOrchestration(_) => {

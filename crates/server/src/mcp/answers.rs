@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::api::{LandingView, LeftOutView, OrchestrationView, OverlapView, SessionView};
 use crate::orchestrator::{
-    Orchestrated, OrchestrationDetails, Orchestrator, SessionDetails, Waiting,
+    Caller, Orchestrated, OrchestrationDetails, Orchestrator, SessionDetails, Waiting,
 };
 
 /// The most sessions that are told one by one where an answer is about more than one.
@@ -261,7 +261,7 @@ fn is_none(number: &usize) -> bool {
 }
 
 /// How those that were waited for stand.
-pub(super) fn waited(waiting: &Waiting) -> Value {
+pub(super) fn waited(waiting: &Waiting, caller: Caller) -> Value {
     let (finished, pending): (Vec<_>, Vec<_>) = waiting
         .sessions
         .iter()
@@ -270,7 +270,7 @@ pub(super) fn waited(waiting: &Waiting) -> Value {
         .sessions
         .iter()
         .filter_map(|(details, stands)| match stands {
-            Waited::Stuck(stuck) => Some(wanted(details.session.id, *stuck)),
+            Waited::Stuck(stuck) => Some(wanted(details.session.id, *stuck, caller)),
             _ => None,
         })
         .take(TOLD_MAX)
@@ -313,12 +313,16 @@ fn summary(details: &SessionDetails) -> Option<String> {
     (!summary.is_empty()).then(|| shortened(summary, SUMMARY_CHARS_MAX))
 }
 
-fn wanted(id: SessionId, stuck: Stuck) -> String {
+fn wanted(id: SessionId, stuck: Stuck, caller: Caller) -> String {
     let of_whom = match stuck.at == id {
         true => id.to_string(),
         false => format!("{id} depends on {}, which", stuck.at),
     };
     match stuck.wants {
+        Wants::Budget | Wants::OrchestrationBudget if caller != Caller::Client => format!(
+            "{of_whom} waits for a larger budget, which a person has to give: finish without it, \
+             and say so in your closing words"
+        ),
         Wants::Start => format!("{of_whom} was not started: start_claude_session"),
         Wants::Budget => {
             format!("{of_whom} has spent its budget: message_session, with a larger maxCostUsd")

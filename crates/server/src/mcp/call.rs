@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use baton_domain::coordination::CoordinationRefusal;
 use baton_domain::{OrchestrationId, Status};
 use rmcp::model::{CallToolResult, ContentBlock, Resource};
 use serde::Serialize;
@@ -96,6 +97,11 @@ pub(super) async fn call(
         }
     };
     let key = arguments.key()?;
+    // One that makes sessions takes its turn by itself.
+    let _alone = match operation {
+        Operation::SessionCreate(_) => None,
+        _ => orchestrator.alone(caller).await,
+    };
     let told = |details: &SessionDetails| answers::session(orchestrator, details);
     Ok(match operation {
         Operation::SessionCreate(new) => create(orchestrator, caller, *new, key).await?,
@@ -113,12 +119,17 @@ pub(super) async fn call(
         }
         Operation::SessionRetry(id) => {
             orchestrator.permits(caller, id).await?;
+            orchestrator.permits_spending(caller, id, None).await?;
             let render = rendering(told);
             let once = once(caller, key, "retry_session", &id, &render);
             answered(orchestrator.retry_session(id, once).await?, told)
         }
         Operation::SessionMessage(id, message) => {
             orchestrator.permits(caller, id).await?;
+            let max_cost_usd = message.max_cost_usd;
+            orchestrator
+                .permits_spending(caller, id, max_cost_usd)
+                .await?;
             let render = rendering(told);
             let once = once(caller, key, "message_session", &(id, &message), &render);
             let accepted = orchestrator.message_session(id, message, once).await?;
@@ -137,7 +148,9 @@ pub(super) async fn call(
             answers::orchestration(&orchestrator.orchestration(id).await?)
         }
         Operation::OrchestrationStart(id, max_cost_usd) => {
-            orchestrator.permits_orchestration(caller, id)?;
+            if let Caller::Session(_) = caller {
+                return Err(OrchestratorError::from(CoordinationRefusal::NotForYou).into());
+            }
             let started = orchestrator.start_orchestration(id, max_cost_usd).await?;
             answers::orchestration(&started)
         }
@@ -153,14 +166,10 @@ async fn started(
     id: baton_domain::SessionId,
 ) -> Result<SessionDetails, ApiError> {
     match orchestrator.start_session(id).await {
-        Err(OrchestratorError::InvalidTransition { status, .. })
-            if matches!(
-                status,
-                Status::Initializing | Status::Queued | Status::Running | Status::Completed
-            ) =>
-        {
-            Ok(orchestrator.session(id).await?)
-        }
+        Err(OrchestratorError::InvalidTransition {
+            status: Status::Initializing | Status::Queued | Status::Running | Status::Completed,
+            ..
+        }) => Ok(orchestrator.session(id).await?),
         started => Ok(started?),
     }
 }

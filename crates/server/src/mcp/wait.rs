@@ -61,7 +61,7 @@ pub(super) async fn wait(
     };
     let waiting = orchestrator.waiting(&wish.ids, mode).await?;
     if waiting.is_answered || timeout_s == Some(0) {
-        return Ok(answer(&waiting).into());
+        return Ok(answer(&waiting, caller).into());
     }
     let knows_tasks = context
         .client_capabilities()
@@ -72,20 +72,24 @@ pub(super) async fn wait(
         return Ok(CallToolResponse::Task(CreateTaskResult::new(task)));
     }
     let waiting = blocking(orchestrator, caller, &wish, context).await?;
-    Ok(answer(&waiting).into())
+    Ok(answer(&waiting, caller).into())
 }
 
 /// How those that are waited for stand now, who is not let wait any longer.
 pub(super) async fn at_once(
     orchestrator: &Orchestrator,
+    caller: Caller,
     arguments: &Arguments,
 ) -> Result<CallToolResponse, ApiError> {
     let (ids, mode, _) = arguments.wait()?;
-    Ok(answer(&orchestrator.waiting(&ids, mode).await?).into())
+    for id in &ids {
+        orchestrator.permits(caller, *id).await?;
+    }
+    Ok(answer(&orchestrator.waiting(&ids, mode).await?, caller).into())
 }
 
-fn answer(waiting: &Waiting) -> CallToolResult {
-    Answer::from(answers::waited(waiting)).into_result()
+fn answer(waiting: &Waiting, caller: Caller) -> CallToolResult {
+    Answer::from(answers::waited(waiting, caller)).into_result()
 }
 
 /// How long the call may take.
@@ -115,7 +119,7 @@ async fn blocking(
     let patience = patience(caller, wish, context);
     let guard = orchestrator.begin_wait(caller).await?;
     let wait = async {
-        let news = orchestrator.wait_for(&wish.ids, wish.mode);
+        let news = orchestrator.wait_for(caller, &wish.ids, wish.mode);
         let waiting = match tokio::time::timeout(patience, news).await {
             Ok(waiting) => waiting?,
             Err(_) => orchestrator.waiting(&wish.ids, wish.mode).await?,
@@ -189,7 +193,7 @@ pub(super) async fn get(
             result: object(answer.clone()),
         }
     } else if waiting.is_answered {
-        let answer = answers::value(&answer(&waiting));
+        let answer = answers::value(&answer(&waiting, caller));
         let kept = orchestrator.keep_answer(id, &wait, answer.clone()).await;
         kept.map_err(of_storage)?;
         TaskPayload::Completed {

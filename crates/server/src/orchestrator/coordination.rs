@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
-use baton_domain::coordination::{CoordinationRefusal, check_caller, check_child, coordinates};
+use baton_domain::coordination::{
+    CoordinationRefusal, check_caller, check_child, check_spending, coordinates,
+};
 use baton_domain::{
     Attempt, OrchestrationId, Session, SessionEvent, SessionId, SessionState, Status,
 };
 use jiff::Timestamp;
+use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
 use super::{
@@ -110,6 +113,35 @@ impl Orchestrator {
             true => Ok(()),
             false => Err(CoordinationRefusal::NotYours(id).into()),
         }
+    }
+
+    /// Held while a coordination session's call is checked and done, so that it is not cancelled
+    /// with its children in between; nothing for clients.
+    pub async fn alone(&self, caller: Caller) -> Option<OwnedMutexGuard<()>> {
+        match caller {
+            Caller::Client => None,
+            Caller::Session(_) => Some(Arc::clone(&self.families).lock_owned().await),
+        }
+    }
+
+    /// Refuses a coordination session more for one of its children than it may cost itself, and
+    /// to let one go on whose budget is spent: what is granted then is for people to say.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::Coordination`]; not found.
+    pub async fn permits_spending(
+        &self,
+        caller: Caller,
+        id: SessionId,
+        max_cost_usd: Option<f64>,
+    ) -> Result<(), OrchestratorError> {
+        let Caller::Session(asker) = caller else {
+            return Ok(());
+        };
+        let own = self.parts.store.session(asker).await?;
+        let child = self.parts.store.session(id).await?;
+        check_spending(&own, &child, max_cost_usd)?;
+        Ok(())
     }
 
     /// Refuses a coordination session every orchestration but its own.
@@ -225,6 +257,8 @@ impl Orchestrator {
         lacks_one.then(|| Orchestration {
             branch: session.project.branch.clone(),
             lands: true,
+            // What it may cost is what all of it may cost.
+            max_cost_usd: session.steering.max_cost_usd,
             summary: format!("Coordinated by session {}", session.id),
             ..Orchestration::new(
                 self.parts.ids.orchestration(),
@@ -281,13 +315,17 @@ impl Orchestrator {
     }
 
     /// Cancels a coordination session together with all sessions below it that are not over, in one
-    /// step: nobody would look at what they do.
+    /// step: nobody would look at what they do. Where its orchestration is there for it alone,
+    /// nothing is landed of that.
     pub(super) async fn cancel_family(
         &self,
         id: SessionId,
     ) -> Result<SessionDetails, OrchestratorError> {
         let store = &self.parts.store;
         let _alone = self.families.lock().await;
+        if let Some(own) = self.of_its_own(&*store.session(id).await?).await? {
+            self.cancel_landing(own).await?;
+        }
         let mut tries = 0;
         loop {
             let session = store.session(id).await?;
@@ -322,13 +360,64 @@ impl Orchestrator {
 
     async fn open_below(&self, session: &Session) -> Result<Vec<Arc<Session>>, OrchestratorError> {
         let mut below = Vec::new();
-        for one in self.parts.store.active() {
+        // Those that are blocked would wait again when somebody retries what is in their way.
+        let mut query = SessionQuery {
+            orchestration: session.orchestration_id,
+            statuses: vec![Status::Blocked],
+            limit: PAGE_SESSIONS_MAX,
+            ..SessionQuery::default()
+        };
+        let mut open = self.parts.store.active();
+        loop {
+            let page = self.parts.store.page(&query).await?;
+            open.extend(page.sessions);
+            query.cursor = page.next_cursor;
+            if query.cursor.is_none() {
+                break;
+            }
+        }
+        for one in open {
             let is_near = one.parent.is_some() && one.orchestration_id == session.orchestration_id;
             if is_near && self.is_below(&one, session.id).await? {
                 below.push(one);
             }
         }
         Ok(below)
+    }
+
+    /// The orchestration of a session where all others in it are below that one.
+    async fn of_its_own(
+        &self,
+        session: &Session,
+    ) -> Result<Option<OrchestrationId>, OrchestratorError> {
+        let Some(id) = session
+            .orchestration_id
+            .filter(|_| session.parent.is_none())
+        else {
+            return Ok(None);
+        };
+        if self.cancelled(session).is_err() {
+            // It has ended; what it made goes on as before.
+            return Ok(None);
+        }
+        let mut query = SessionQuery {
+            orchestration: Some(id),
+            limit: PAGE_SESSIONS_MAX,
+            ..SessionQuery::default()
+        };
+        loop {
+            let page = self.parts.store.page(&query).await?;
+            let is_other = |one: &Arc<Session>| {
+                one.id != session.id && one.parent.is_none() && one.command.is_none()
+            };
+            if page.sessions.iter().any(is_other) {
+                return Ok(None);
+            }
+            query.cursor = page.next_cursor;
+            if query.cursor.is_none() {
+                return Ok(Some(id));
+            }
+        }
     }
 
     /// Whether `session` was made by `ancestor`, or by one that was.

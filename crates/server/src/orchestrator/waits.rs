@@ -1,13 +1,15 @@
 //! What is kept for clients: waits for sessions, which change nothing about them, however they end;
 //! and who the clients are.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use baton_domain::waits::{Wait, WaitMode, Waited, is_answered, is_done, waited};
-use baton_domain::{Session, SessionId, WaitId};
+use baton_domain::{OrchestrationId, Session, SessionId, WaitId};
 use futures::future::select_all;
 
-use super::{Orchestrator, OrchestratorError, SessionDetails};
+use super::{Caller, Orchestrator, OrchestratorError, SessionDetails};
 
 /// How long what no event of a session tells can stay unseen: that one it depends on was started.
 const LOOKED_AGAIN: Duration = Duration::from_secs(5);
@@ -36,9 +38,10 @@ impl Orchestrator {
         mode: WaitMode,
     ) -> Result<Waiting, OrchestratorError> {
         let mut sessions = Vec::with_capacity(ids.len());
+        let budgets = Budgets::default();
         for id in ids {
             let details = self.session(*id).await?;
-            let stands = self.waited(&details.session);
+            let stands = self.waited(&details.session, &budgets);
             sessions.push((details, stands));
         }
         let stands: Vec<Waited> = sessions.iter().map(|(_, stands)| *stands).collect();
@@ -49,16 +52,26 @@ impl Orchestrator {
         })
     }
 
-    /// Returns when there is something to answer. May be dropped before.
+    /// Returns when there is something to answer, or to tell a coordination session that waits:
+    /// its Claude hears a message only after that. May be dropped before.
     ///
     /// # Errors
     /// Not found.
     pub async fn wait_for(
         &self,
+        caller: Caller,
         ids: &[SessionId],
         mode: WaitMode,
     ) -> Result<Waiting, OrchestratorError> {
-        let mut news: Vec<_> = ids.iter().map(|id| self.watch_events(*id)).collect();
+        let own = match caller {
+            Caller::Client => None,
+            Caller::Session(id) => Some(id),
+        };
+        let mut news: Vec<_> = ids
+            .iter()
+            .chain(&own)
+            .map(|id| self.watch_events(*id))
+            .collect();
         // Tells those that are not there.
         let waiting = self.waiting(ids, mode).await?;
         if waiting.is_answered {
@@ -70,11 +83,15 @@ impl Orchestrator {
                 one.borrow_and_update();
             }
             // From memory alone: a session that talks much wakes this often.
+            let budgets = Budgets::default();
             let stands = ids.iter().map(|id| {
                 let session = self.parts.store.cached_session(*id);
-                session.map_or(Waited::Finished, |session| self.waited(&session))
+                session.map_or(Waited::Finished, |session| self.waited(&session, &budgets))
             });
-            if is_answered(mode, &stands.collect::<Vec<_>>()) {
+            let is_told_something = own
+                .and_then(|id| self.parts.store.cached_session(id))
+                .is_some_and(|own| !own.steering.messages.is_empty());
+            if is_told_something || is_answered(mode, &stands.collect::<Vec<_>>()) {
                 return self.waiting(ids, mode).await;
             }
             let changes = news.iter_mut().map(|one| Box::pin(one.changed()));
@@ -186,11 +203,25 @@ impl Orchestrator {
         Ok(self.parts.store.introduction(id).await?)
     }
 
-    fn waited(&self, session: &Session) -> Waited {
+    fn waited(&self, session: &Session, budgets: &Budgets) -> Waited {
         let open = |id| {
             let session = self.parts.store.cached_session(id);
             session.filter(|session| !session.state.is_over())
         };
-        waited(session, open, |of| self.spent_budget(of).is_none())
+        waited(session, open, |of| match of.orchestration_id {
+            None => true,
+            // What its sessions spent is added up once for a look, not for each of them.
+            Some(id) if of.command.is_none() => {
+                let mut known = budgets.0.borrow_mut();
+                *known
+                    .entry(id)
+                    .or_insert_with(|| self.spent_budget(of).is_none())
+            }
+            Some(_) => self.spent_budget(of).is_none(),
+        })
     }
 }
+
+/// Whether the budgets of orchestrations let sessions begin, as far as it was looked at.
+#[derive(Default)]
+struct Budgets(RefCell<HashMap<OrchestrationId, bool>>);

@@ -118,6 +118,7 @@ impl Actions {
         }
         match launched {
             Ok(_) => {
+                gate.launched(self.parts.clock.now());
                 tracing::info!(session = %named(session), "launched");
                 self.seen(session, &spec, SandboxState::Running)
             }

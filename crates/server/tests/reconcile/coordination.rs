@@ -546,6 +546,12 @@ async fn what_a_coordination_session_made_goes_on_when_it_ends() {
         .makes(conductor, Kind::Implementation, &[])
         .await
         .expect("made");
+    let never_started = app
+        .makes_of(conductor, Kind::Implementation, &[], |new| {
+            new.auto_start = false;
+        })
+        .await
+        .expect("made");
     app.settle().await;
     app.claude_ends(conductor, true).await;
     app.settle().await;
@@ -553,10 +559,43 @@ async fn what_a_coordination_session_made_goes_on_when_it_ends() {
         app.states(&[conductor, child]).await,
         ["failed", "starting"]
     );
+    // Nobody will start it any more, and the others would wait for it before they land.
+    assert_eq!(app.states(&[never_started]).await, ["cancelled"]);
     app.writes(child, "1.txt").await;
     app.settle_until(|app| app.store.unlanded().is_empty())
         .await;
     let id = app.orchestration_of(conductor).await;
     let landing = app.store.orchestration(id).await.expect("there").landing;
     assert_eq!(landing.landed, [child]);
+}
+
+#[tokio::test]
+async fn a_coordination_session_gives_away_no_more_than_it_has() {
+    let mut app = App::new(2).await;
+    let new = NewSession {
+        max_cost_usd: Some(5.0),
+        ..NewSession::new(Kind::Coordination, new_session(&[]).project)
+    };
+    let made = app.orchestrator.create_session(new, None).await;
+    let Ok(Accepted::Now(details)) = made else {
+        panic!("{made:?}");
+    };
+    let conductor = details.session.id;
+    app.settle().await;
+    app.claude_starts(conductor).await;
+    let id = app.orchestration_of(conductor).await;
+    let orchestration = app.store.orchestration(id).await.expect("there");
+    assert_eq!(orchestration.max_cost_usd, Some(5.0), "for all of them");
+    let child = app
+        .makes(conductor, Kind::Analysis, &[])
+        .await
+        .expect("made");
+    let caller = Caller::Session(conductor);
+    let permits = async |usd| app.orchestrator.permits_spending(caller, child, usd).await;
+    permits(None).await.expect("nothing is spent");
+    permits(Some(5.0)).await.expect("as much as its own");
+    assert!(matches!(
+        refused(permits(Some(5.5)).await),
+        CoordinationRefusal::Budget { .. }
+    ));
 }
