@@ -94,7 +94,9 @@ pub fn plan(
         let sandbox = sandbox_of(snapshot, session);
         let sandbox_state = sandbox.map(|sandbox| &sandbox.state);
         match &session.state {
-            SessionState::Concluding { .. } => actions.push(Action::Conclude(Arc::clone(session))),
+            SessionState::Concluding { .. } | SessionState::Saving { .. } => {
+                actions.push(Action::Conclude(Arc::clone(session)));
+            }
             SessionState::Starting { .. }
                 if matches!(
                     sandbox_state,
@@ -300,9 +302,9 @@ fn removals(snapshot: &Snapshot, standing: &impl Fn(SessionId) -> Option<Standin
 }
 
 /// Whether a session that is not over may still use the sandbox of `attempt`. Its container goes
-/// only when the outcome is recorded.
+/// only when the outcome is recorded, or known.
 fn needs(session: &Session, attempt: Attempt) -> bool {
-    attempt == session.attempt
+    attempt == session.attempt && !matches!(session.state, SessionState::Saving { .. })
 }
 
 /// What becomes of the volumes of a sandbox whose session is over; none: leave it alone for now.

@@ -125,7 +125,8 @@ impl Session {
     /// A session that had a sandbox and queues again gets the next attempt. One that is concluded
     /// while a message waits goes on with the message instead of finishing; one that paused is told
     /// what waited when it goes on. One that is asked to go on though its budget is spent is
-    /// granted as much again.
+    /// granted as much again. One that ends without a report, and may have left work, is over once
+    /// that is saved.
     ///
     /// # Errors
     /// [`InvalidTransition`] when `event` cannot happen here, or too many messages wait already.
@@ -217,6 +218,19 @@ impl Session {
             }
             _ => {}
         }
+        if let SessionState::Finished {
+            started_at,
+            outcome,
+            ..
+        } = &next.state
+            && self.may_leave_work(event)
+        {
+            next.state = SessionState::Saving {
+                attempt: self.attempt,
+                started_at: *started_at,
+                outcome: outcome.clone(),
+            };
+        }
         let had_sandbox = matches!(
             self.state,
             SessionState::Starting { .. }
@@ -237,6 +251,20 @@ impl Session {
             }
         }
         Ok(next)
+    }
+
+    /// Whether `event` ends it without a report though it, or what it goes on from, may have left
+    /// work that is on no branch.
+    fn may_leave_work(&self, event: &SessionEvent) -> bool {
+        use SessionEvent as E;
+        let is_unreported = matches!(
+            event,
+            E::CancelRequested | E::SandboxLost(..) | E::LaunchFailed(..)
+        );
+        let had_begun = matches!(self.state, SessionState::Paused { .. })
+            || self.state.started_at().is_some()
+            || self.steering.resume.is_some();
+        is_unreported && had_begun && self.pushes()
     }
 
     /// Whether its agent pushes what it leaves: commands are only to look.

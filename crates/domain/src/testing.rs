@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::ending::Outcome;
 use crate::ids::{Attempt, ClaudeSessionId, SessionId, Version};
 use crate::project::{Kind, Project};
 use crate::session::{Session, SessionState};
@@ -49,6 +50,11 @@ pub fn state(name: &str) -> SessionState {
             attempt,
             started_at: Some(at(10)),
             ending: Box::default(),
+        },
+        "saving" => SessionState::Saving {
+            attempt,
+            started_at: Some(at(10)),
+            outcome: Outcome::Cancelled,
         },
         other => panic!("no state {other}"),
     }

@@ -2,6 +2,7 @@
 
 mod command;
 mod planned;
+mod save;
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use baton_domain::ending::{Ending, FailureCode, Outcome, Usage};
 use baton_domain::output::{Artifact, SessionResult, Unjoined, closing};
 use baton_domain::session::{Report, SessionState};
 use baton_domain::waiting::pause_after;
-use baton_domain::{Attempt, Branch, Session, SessionEvent};
+use baton_domain::{Attempt, Branch, Session, SessionEvent, SessionId};
 
 use crate::clock::Clock;
 use crate::failpoint;
@@ -56,8 +57,8 @@ impl Concluder {
         }
     }
 
-    /// Finishes a session that is concluding. May be repeated: landing what has landed changes
-    /// nothing, and the outcome is recorded once. `metered` is what the gateway counted, for a
+    /// Finishes a session that is concluding or saving. May be repeated: landing what has landed
+    /// changes nothing, and the outcome is recorded once. `metered` is what the gateway counted, for a
     /// Claude that ended without saying what it used. With `last_try` a remote that does not
     /// answer fails the session instead of being waited for; the work stays in the mirror.
     ///
@@ -69,11 +70,14 @@ impl Concluder {
         metered: Option<Usage>,
         last_try: bool,
     ) -> Result<(), ConcludeError> {
-        let SessionState::Concluding {
-            attempt, ending, ..
-        } = &session.state
-        else {
-            return Ok(());
+        let (attempt, ending) = match &session.state {
+            SessionState::Concluding {
+                attempt, ending, ..
+            } => (attempt, ending),
+            SessionState::Saving {
+                attempt, outcome, ..
+            } => return self.save(session, *attempt, outcome, last_try).await,
+            _ => return Ok(()),
         };
         let before = session.report.as_ref().and_then(|report| report.usage);
         let mut report = report_of(ending, metered, before);
@@ -92,18 +96,29 @@ impl Concluder {
         let mut outcome = Outcome::of(ending);
         if session.command.is_some() {
             (outcome, report) = command::judged(&self.store, session.id, ending).await?;
-        } else if ending.setup_failure.is_none() || ending.pushed.is_some() {
+        } else if ending.setup_failure.is_none()
+            || ending.pushed.is_some()
+            || session.steering.resume.is_some()
+        {
             match self.work(session, *attempt, &outcome, ending).await {
                 // The next attempt takes it up from where the agent pushed it.
                 Ok(work) if pause.is_some() => report.result = Some(told(work, &mut report)),
                 Ok(work) => {
                     outcome = work.outcome_instead_of(outcome);
+                    let result = told(work, &mut report);
                     outcome = self
-                        .land(session, work, outcome, &mut report, last_try)
+                        .land(session, result, outcome, &mut report, last_try)
                         .await?;
                 }
-                // The sandbox ended before there was a base: nothing can have been changed.
-                Err(RepoError::NoBase { .. }) if ending.pushed.is_none() => {}
+                // The sandbox ended before there was a base: nothing can have been changed since
+                // the attempt before it.
+                Err(RepoError::NoBase { .. }) if ending.pushed.is_none() => {
+                    if let Some(result) = gone_on_from(session) {
+                        outcome = self
+                            .land(session, result, outcome, &mut report, last_try)
+                            .await?;
+                    }
+                }
                 Err(error) if !last_try => return Err(unfinished(session, error)),
                 Err(error) => outcome = not_found(outcome, &error, &mut report),
             }
@@ -121,15 +136,17 @@ impl Concluder {
             Some(pause) => SessionEvent::Paused(*attempt, pause),
             None => SessionEvent::Concluded(*attempt, outcome),
         };
-        match apply(
-            &self.store,
-            self.clock.as_ref(),
-            session.id,
-            &event,
-            Some(report),
-        )
-        .await
-        {
+        self.record(session.id, &event, report).await
+    }
+
+    async fn record(
+        &self,
+        id: SessionId,
+        event: &SessionEvent,
+        report: Report,
+    ) -> Result<(), ConcludeError> {
+        let (store, clock) = (&self.store, self.clock.as_ref());
+        match apply(store, clock, id, event, Some(report)).await {
             // Somebody concluded it before us.
             Ok(_) | Err(TransitionError::Invalid(_)) => Ok(()),
             Err(TransitionError::Store(error)) => Err(error.into()),
@@ -183,21 +200,20 @@ impl Concluder {
         })
     }
 
-    /// Lands the work where it belongs. Work of a session that did not complete goes to a branch
+    /// Lands what has not landed where it belongs. Work of a session that did not complete goes to a branch
     /// of its own, so that nobody takes it for finished and nobody loses it.
     async fn land(
         &self,
         session: &Session,
-        work: Work,
+        mut result: SessionResult,
         outcome: Outcome,
         report: &mut Report,
         last_try: bool,
     ) -> Result<Outcome, ConcludeError> {
-        let mut result = told(work, report);
         let mut landed = outcome;
         // What completed in an orchestration that lands as a whole waits for the others.
         let waits = landed.is_completed() && self.store.lands_with_others(session);
-        if result.commit != result.base_commit && !waits {
+        if result.commit != result.base_commit && result.branch.is_none() && !waits {
             let target = target(session, &landed);
             let message = format!("Land session {}", session.id);
             let repository = &session.project.repository;
@@ -310,6 +326,13 @@ fn first_base<'a>(session: &'a Session, base: &'a str) -> &'a str {
         }
         _ => base,
     }
+}
+
+/// What the attempt before left, for one that goes on from it.
+fn gone_on_from(session: &Session) -> Option<SessionResult> {
+    let report = session.report.as_ref();
+    let resumed = report.filter(|_| session.steering.resume.is_some());
+    resumed.and_then(|report| report.result.clone())
 }
 
 fn unfinished(session: &Session, source: RepoError) -> ConcludeError {

@@ -6,6 +6,8 @@
 mod coordination;
 #[path = "reconcile/landing.rs"]
 mod landing;
+#[path = "reconcile/saving.rs"]
+mod saving;
 #[path = "reconcile/waiting.rs"]
 mod waiting;
 

@@ -123,6 +123,16 @@ fn a_dependent_waits_while_its_dependency_runs() {
 }
 
 #[test]
+fn what_was_left_is_saved_without_a_sandbox_and_a_slot() {
+    check(
+        "a:saving b:queued c:queued d:queued",
+        "",
+        "a:exited",
+        expect!["remove-keeping-volumes a, conclude a, launch b, launch c, prepare d"],
+    );
+}
+
+#[test]
 fn a_dependent_is_launched_when_all_have_completed() {
     check("c:queued<-ab", "a:done b:done", "", expect!["launch c"]);
 }
@@ -454,13 +464,14 @@ fn planning_ten_thousand_asks_about_each_dependency_once() {
 proptest! {
     #[test]
     fn never_more_than_the_slots_and_never_before_its_dependencies(
-        states in proptest::collection::vec(0usize..8, 1..20),
+        states in proptest::collection::vec(0usize..9, 1..20),
         waits in any::<u32>(),
         edges in proptest::collection::vec(any::<u32>(), 20),
         slots_max in 1usize..5,
     ) {
         let names = [
             "created", "queued", "starting", "running", "stopping", "concluding", "queued", "awaiting",
+            "saving",
         ];
         let sessions: Vec<Arc<Session>> = states.iter().enumerate().map(|(index, &which)| {
             let mut one = session("a:created");

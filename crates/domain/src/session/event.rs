@@ -35,6 +35,9 @@ pub enum SessionEvent {
     Concluded(Attempt, Outcome),
     /// The work was recorded; the session goes on later.
     Paused(Attempt, Pause),
+    /// What was left when that attempt ended without a report is on a branch of its own, or cannot
+    /// be brought there.
+    Saved(Attempt),
     /// The sandbox of that attempt was lost before it was told what to do.
     LaunchLost(Attempt),
     /// A client asked for a new attempt.
@@ -75,6 +78,7 @@ impl SessionEvent {
             Self::LaunchFailed(..) => "launch failed",
             Self::Concluded(..) => "concluded",
             Self::Paused(..) => "paused",
+            Self::Saved(_) => "saved",
             Self::LaunchLost(_) => "launch lost",
             Self::RetryRequested => "retry",
             Self::DependencyRetried => "dependency retried",

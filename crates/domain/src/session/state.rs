@@ -66,6 +66,16 @@ pub enum SessionState {
         /// How it ended.
         ending: Box<Ending>,
     },
+    /// It ended without a report of what its attempts left; that is being brought to a branch of
+    /// its own.
+    Saving {
+        /// The newest attempt.
+        attempt: Attempt,
+        /// When Claude was started, if it was.
+        started_at: Option<Timestamp>,
+        /// What became of the session.
+        outcome: Outcome,
+    },
     /// It had begun and waits for something other than a slot; its work is saved.
     Paused {
         /// The attempt that began.
@@ -189,7 +199,20 @@ impl SessionState {
                 started_at: self.started_at(),
                 since: now,
             }),
-            (Self::Stopping { .. }, E::CancelRequested) => Ok(self.clone()),
+            (
+                Self::Stopping { .. }
+                | Self::Saving {
+                    outcome: Outcome::Cancelled,
+                    ..
+                },
+                E::CancelRequested,
+            ) => Ok(self.clone()),
+            (
+                Self::Saving {
+                    attempt, outcome, ..
+                },
+                E::Saved(of),
+            ) if attempt == of => Ok(self.finished(outcome.clone(), now)),
             (state, E::AgentEnded(of, ending)) if state.live_attempt() == Some(*of) => {
                 let mut ending = ending.clone();
                 // Only we know whether the agent was told to stop by us.
@@ -311,6 +334,7 @@ impl SessionState {
             Self::Awaiting { started_at, .. } => Some(*started_at),
             Self::Stopping { started_at, .. }
             | Self::Concluding { started_at, .. }
+            | Self::Saving { started_at, .. }
             | Self::Paused { started_at, .. }
             | Self::Finished { started_at, .. } => *started_at,
             _ => None,
@@ -353,6 +377,7 @@ impl SessionState {
             Self::Awaiting { .. } => "awaiting",
             Self::Stopping { .. } => "stopping",
             Self::Concluding { .. } => "concluding",
+            Self::Saving { .. } => "saving",
             Self::Paused { .. } => "paused",
             Self::Finished {
                 outcome: Outcome::Completed,
@@ -380,7 +405,8 @@ impl SessionState {
             Self::Running { .. }
             | Self::Awaiting { .. }
             | Self::Stopping { .. }
-            | Self::Concluding { .. } => Status::Running,
+            | Self::Concluding { .. }
+            | Self::Saving { .. } => Status::Running,
             Self::Finished {
                 outcome: Outcome::Completed,
                 ..

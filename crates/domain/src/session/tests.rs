@@ -235,7 +235,8 @@ fn what_an_attempt_never_heard_is_told_to_the_retry() {
         Outcome::failed(FailureCode::LaunchFailed, "no room"),
     );
     let mut session = finished(Outcome::Completed);
-    for event in [resume, failed, SessionEvent::RetryRequested] {
+    let saved = SessionEvent::Saved(Attempt(2));
+    for event in [resume, failed, saved, SessionEvent::RetryRequested] {
         session = session.after(&event, now).expect("possible");
     }
     let waiting: Vec<_> = session.steering.messages.iter().collect();
@@ -295,6 +296,74 @@ fn a_pause_holds_no_slot_and_ends_by_going_on() {
         .after(&SessionEvent::Resumed(resume), at(99))
         .expect("may go on");
     assert_eq!((on.state, on.attempt), (SessionState::Queued, Attempt(2)));
+}
+
+/// A session of this kind, paused after its first attempt.
+fn paused(kind: Kind) -> Session {
+    let pause = Pause::Budget { spent_usd: 1.0 };
+    let state = SessionState::Paused {
+        attempt: Attempt::FIRST,
+        started_at: Some(at(2)),
+        pause,
+        since: at(9),
+    };
+    Session {
+        kind,
+        state,
+        ..crate::testing::session("a:running")
+    }
+}
+
+#[track_caller]
+fn check_end(session: &Session, event: &SessionEvent, expected: [&str; 2]) {
+    let ended = session.after(event, at(20)).expect("may end");
+    assert!(!ended.state.holds_slot());
+    let saved = ended.after(&SessionEvent::Saved(ended.attempt), at(21));
+    let saved = saved.map_or("", |saved| saved.state.name());
+    assert_eq!([ended.state.name(), saved], expected);
+}
+
+#[test]
+fn who_may_have_left_work_is_over_once_that_is_saved() {
+    let cancelled = &SessionEvent::CancelRequested;
+    let lost = |attempt| SessionEvent::SandboxLost(attempt, Loss::Removed);
+    let one = paused(Kind::Implementation);
+    check_end(&one, cancelled, ["saving", "cancelled"]);
+    let resume = Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    };
+    let on = one.after(&SessionEvent::Resumed(resume), at(10));
+    let on = on.expect("may go on");
+    check_end(&on, cancelled, ["saving", "cancelled"]);
+    let launched = on.after(&SessionEvent::LaunchDecided(Attempt(2)), at(11));
+    let launched = launched.expect("may be launched");
+    check_end(&launched, &lost(Attempt(2)), ["saving", "failed"]);
+    let running = crate::testing::session("a:running");
+    check_end(&running, &lost(Attempt::FIRST), ["saving", "failed"]);
+
+    check_end(&paused(Kind::Review), cancelled, ["cancelled", ""]);
+    let queued = crate::testing::session("a:queued");
+    check_end(&queued, cancelled, ["cancelled", ""]);
+    let starting = crate::testing::session("a:starting");
+    check_end(&starting, &lost(Attempt::FIRST), ["failed", ""]);
+}
+
+#[test]
+fn while_work_is_saved_a_cancel_is_no_news_and_nothing_else_is_heard() {
+    let saving = paused(Kind::Testing)
+        .after(&SessionEvent::CancelRequested, at(20))
+        .expect("may be cancelled");
+    let again = saving.after(&SessionEvent::CancelRequested, at(21));
+    assert_eq!(again.as_ref(), Ok(&saving));
+    let said = SessionEvent::MessageSent("go on".into());
+    assert!(saving.after(&said, at(21)).is_err());
+    assert!(saving.after(&SessionEvent::RetryRequested, at(21)).is_err());
+    assert!(
+        saving
+            .after(&SessionEvent::Saved(Attempt(2)), at(21))
+            .is_err()
+    );
 }
 
 #[test]

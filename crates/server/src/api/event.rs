@@ -201,6 +201,7 @@ fn event_name(event: &SessionEvent) -> &'static str {
         SessionEvent::LaunchFailed(..) => "launch_failed",
         SessionEvent::Concluded(..) => "concluded",
         SessionEvent::Paused(..) => "paused",
+        SessionEvent::Saved(_) => "saved",
         SessionEvent::LaunchLost(_) => "launch_lost",
         SessionEvent::RetryRequested => "retry_requested",
         SessionEvent::DependencyRetried => "dependency_retried",

@@ -133,7 +133,9 @@ pub fn session_messaged(details: &SessionDetails) -> Vec<u8> {
 #[must_use]
 pub fn session_told(details: &SessionDetails) -> Vec<u8> {
     let message = match details.session.state {
-        SessionState::Stopping { .. } => "Session is being cancelled; its work is saved first",
+        SessionState::Stopping { .. } | SessionState::Saving { .. } => {
+            "Session is being cancelled; its work is saved first"
+        }
         _ => "Session cancelled",
     };
     let data = SessionData {

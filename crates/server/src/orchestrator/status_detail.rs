@@ -49,6 +49,9 @@ impl Orchestrator {
             SessionState::Concluding { .. } => Some(Cow::Borrowed(
                 "Claude has ended; its work is being recorded and landed.",
             )),
+            SessionState::Saving { .. } => Some(Cow::Borrowed(
+                "It has ended; what it left is being brought to a branch of its own.",
+            )),
             SessionState::Finished { .. } if self.waits_to_land(&details.session) => {
                 Some(Cow::Borrowed(
                     "Its work waits to be landed with that of the others of its orchestration.",

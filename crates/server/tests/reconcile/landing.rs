@@ -603,6 +603,27 @@ async fn a_cancelled_orchestration_lands_nothing() {
 }
 
 #[tokio::test]
+async fn what_waits_to_land_is_saved_when_its_session_goes_on_and_is_cancelled() {
+    let mut landing = Landing::new(None, Some("feature"), &[&[], &[]]).await;
+    landing.works(0, &[("0.txt", "x\n")]).await;
+    let id = landing.sessions[0];
+    let resume = SessionEvent::Resumed(Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    });
+    landing.app.tell(id, resume).await;
+    let cancelled = landing.app.orchestrator.cancel_session(id).await;
+    cancelled.expect("may be cancelled");
+    landing.app.settle().await;
+    let branch = landing.branch_of(0).await.expect("it has a branch");
+    assert!(branch.starts_with("baton/"), "{branch}");
+    assert_eq!(landing.files(&branch), "0.txt README.md");
+    landing.works(1, &[("1.txt", "x\n")]).await;
+    landing.lands(nothing).await;
+    assert_eq!(landing.files("feature"), "1.txt README.md");
+}
+
+#[tokio::test]
 async fn a_session_that_is_added_takes_part() {
     let mut landing = Landing::new(None, Some("feature"), &[&[]]).await;
     landing.all_work().await;

@@ -18,14 +18,14 @@ const SECOND: SignedDuration = SignedDuration::from_secs(1);
 
 impl App {
     /// The newest attempt's Claude is started.
-    async fn begins(&self, id: SessionId) -> Attempt {
+    pub(super) async fn begins(&self, id: SessionId) -> Attempt {
         let attempt = self.store.session(id).await.expect("a session").attempt;
         self.tell(id, SessionEvent::ClaudeStarted(attempt)).await;
         attempt
     }
 
     /// The newest attempt's Claude ends with this result.
-    async fn ends(&self, id: SessionId, is_error: bool, subtype: &str, cost_usd: f64) {
+    pub(super) async fn ends(&self, id: SessionId, is_error: bool, subtype: &str, cost_usd: f64) {
         let attempt = self.store.session(id).await.expect("a session").attempt;
         let result = ClaudeResult {
             subtype: subtype.into(),

@@ -83,6 +83,7 @@ impl Records {
                 say(why);
             }
             record.attempts(&mut say);
+            record.is_saved(world, &mut say);
             self.order(record, &mut say);
             self.output(record, world, server, &mut say).await;
         }
@@ -197,6 +198,38 @@ impl Record {
             false => Err(format!(
                 "its events lead to {replayed:?}, not to {session:?}"
             )),
+        }
+    }
+
+    /// What a session left that is over and did not complete is on a branch, unless that could not
+    /// be.
+    fn is_saved(&self, world: &World, say: &mut impl FnMut(String)) {
+        let SessionState::Finished { outcome, .. } = &self.session.state else {
+            return;
+        };
+        let Some(report) = &self.session.report else {
+            return;
+        };
+        let left = report.result.as_ref();
+        let left = left.filter(|left| left.commit != left.base_commit && !outcome.is_completed());
+        let Some(left) = left else {
+            return;
+        };
+        // A remote that refuses it, or does not answer for long, is told of.
+        let told = format!("{outcome:?} {:?}", report.warnings);
+        let is_told = told.contains("in the server's mirror");
+        let branch = left.branch.as_ref().map(|branch| branch.parse());
+        match branch {
+            Some(branch) => {
+                let branch = branch.expect("a branch");
+                let repository = &self.session.project.repository;
+                let landed = world.code.landed(repository, &branch);
+                if !world.code.works(&left.commit).is_subset(&landed) {
+                    say(format!("its work is not on {branch}"));
+                }
+            }
+            None if is_told => {}
+            None => say("its work is on no branch".into()),
         }
     }
 

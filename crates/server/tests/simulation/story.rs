@@ -18,7 +18,7 @@ use crate::client::{Request, Wish};
 use crate::draw::Draw;
 use crate::graph::{self, Bounds, Graph};
 use crate::life::Life;
-use crate::world::World;
+use crate::world::{Run, World};
 
 /// Longer than the loop's tick, so that it lists the sandboxes in each look.
 const TICK_MS: i64 = 31_000;
@@ -292,7 +292,11 @@ impl Story {
     }
 
     fn agents_act(&mut self, mood: Mood) {
-        for sandbox in self.running() {
+        let running = self.running();
+        let runs: BTreeSet<Run> = running.iter().map(|of| (of.session, of.attempt)).collect();
+        // The connection of a call ends with its sandbox.
+        self.run(async |_, server, _| server.calls.retain(|run, _| runs.contains(run)));
+        for sandbox in running {
             if mood == Mood::Finishing || self.draw.chance(60) {
                 self.run(async |world, server, draw| {
                     step(world, server, &sandbox, draw, mood).await;
