@@ -162,7 +162,7 @@ impl Concluder {
     ) -> Result<Work, RepoError> {
         let repository = &session.project.repository;
         let base = self.repos.base_of(repository, session.id, attempt).await?;
-        let first = first_base(session, &base).to_owned();
+        let first = self.first_base(session, &base).await?;
         let unjoined = if session.dependencies.is_empty() {
             Vec::new()
         } else {
@@ -198,6 +198,34 @@ impl Concluder {
             unjoined: Vec::new(),
             unresolved,
         })
+    }
+
+    /// What the work is measured from: where the session first started from, for an attempt that
+    /// goes on from `base`. That is what the reported one left; or what one left that was lost
+    /// before it could report, and that may have gone on from the reported one.
+    async fn first_base(&self, session: &Session, base: &str) -> Result<String, RepoError> {
+        let Some(resume) = &session.steering.resume else {
+            return Ok(base.to_owned());
+        };
+        let report = session.report.as_ref();
+        let earlier = report.and_then(|report| report.result.as_ref());
+        let reported = |commit: &str| {
+            let earlier = earlier.filter(|earlier| earlier.commit == commit)?;
+            Some(earlier.base_commit.clone())
+        };
+        if let Some(first) = reported(base) {
+            return Ok(first);
+        }
+        let repository = &session.project.repository;
+        let before = self
+            .repos
+            .base_of(repository, session.id, resume.from)
+            .await;
+        match before {
+            Ok(before) => Ok(reported(&before).unwrap_or(before)),
+            Err(RepoError::NoBase { .. }) => Ok(base.to_owned()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lands what has not landed where it belongs. Work of a session that did not complete goes to a branch
@@ -313,19 +341,6 @@ fn warning_of(unjoined: &[DependencyCommit]) -> Option<String> {
          beside that, and the next one that writes has to merge it",
         first.session
     ))
-}
-
-/// What the work is measured from: where the session first started from, for an attempt that goes
-/// on from `base`, which is what the reported one left.
-fn first_base<'a>(session: &'a Session, base: &'a str) -> &'a str {
-    let report = session.report.as_ref();
-    let earlier = report.and_then(|report| report.result.as_ref());
-    match earlier {
-        Some(earlier) if session.steering.resume.is_some() && earlier.commit == base => {
-            &earlier.base_commit
-        }
-        _ => base,
-    }
 }
 
 /// What the attempt before left, for one that goes on from it.

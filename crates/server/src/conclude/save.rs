@@ -4,7 +4,7 @@
 use baton_domain::ending::Outcome;
 use baton_domain::{Attempt, Session, SessionEvent};
 
-use super::{ConcludeError, Concluder, Work, first_base, not_found, told, unfinished};
+use super::{ConcludeError, Concluder, Work, not_found, told, unfinished};
 use crate::failpoint;
 use crate::repos::RepoError;
 
@@ -45,7 +45,7 @@ impl Concluder {
             Err(RepoError::NoBase { .. }) => return Ok(None),
             base => base?,
         };
-        let first = first_base(session, &base).to_owned();
+        let first = self.first_base(session, &base).await?;
         let result = self
             .repos
             .result_since(repository, session.id, attempt, &base, &first)

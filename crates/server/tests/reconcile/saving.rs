@@ -1,7 +1,9 @@
 //! Work of sessions whose end nobody reports: it is saved on a branch of its own.
 
 use baton::orchestrator::NewMessage;
+use baton::transition::{TransitionError, decide};
 use baton_domain::Session;
+use baton_domain::ending::Loss;
 
 use crate::landing::{commit_work, git, seed};
 use crate::*;
@@ -184,6 +186,45 @@ async fn what_was_pushed_and_not_reported_is_saved_and_gone_on_from() {
     assert_eq!(writer.app.states(&[writer.id]).await, ["completed"]);
     let landed = ("feature".to_owned(), "README.md a.txt b.txt".to_owned());
     assert_eq!(writer.landed().await, landed);
+}
+
+/// An attempt was lost that had pushed, and its work was not saved: so an earlier version did, and so
+/// it is where the mirror could not be read for long.
+async fn check_unsaved(is_first: bool, files: &str) {
+    let mut writer = Writer::new().await;
+    if !is_first {
+        writer.works("a.txt").await;
+        writer.pauses().await;
+        writer.goes_on().await;
+    }
+    writer.works("b.txt").await;
+    let attempt = writer.session().await.attempt;
+    let (store, clock) = (&writer.app.store, writer.app.clock.as_ref());
+    let lost = SessionEvent::SandboxLost(attempt, Loss::Removed);
+    let unsaved = decide(store, clock, writer.id, |session| {
+        let state = session.state.after(&lost, clock.now())?;
+        let next = Session {
+            state,
+            ..session.clone()
+        };
+        Ok::<_, TransitionError>((lost.clone(), next))
+    });
+    unsaved.await.expect("it is recorded");
+    assert_eq!(writer.app.states(&[writer.id]).await, ["failed"]);
+
+    writer.goes_on().await;
+    writer.begins().await;
+    writer.app.ends(writer.id, false, "success", 0.1).await;
+    writer.app.settle().await;
+    assert_eq!(writer.app.states(&[writer.id]).await, ["completed"]);
+    let landed = ("feature".to_owned(), files.to_owned());
+    assert_eq!(writer.landed().await, landed);
+}
+
+#[tokio::test]
+async fn what_an_attempt_left_that_is_lost_lands_though_nothing_more_is_done() {
+    check_unsaved(true, "README.md b.txt").await;
+    check_unsaved(false, "README.md a.txt b.txt").await;
 }
 
 #[tokio::test]
