@@ -45,6 +45,8 @@ pub struct Landing {
     pub left_out: Vec<LeftOut>,
     /// Sessions whose work is in the branch, those that leaves build on included.
     pub landed: Vec<SessionId>,
+    /// Their commits: what a later round goes without is in the branch all the same.
+    pub landed_commits: Vec<String>,
     /// Runs of the gate that may still tell something, oldest first.
     pub gates: Vec<GateRun>,
     /// The branch's commit after the newest landing.
@@ -83,6 +85,12 @@ pub enum Next {
         /// What was merged last.
         commit: String,
     },
+    /// Land nothing, unless a server died after it had pushed this commit: [`Landing::pushed`] or
+    /// [`Landing::failed`].
+    Withdraw {
+        /// What was merged last.
+        commit: String,
+    },
     /// Tell the sessions, bring what was left out to branches of its own: [`Landing::settled`].
     Settle,
 }
@@ -98,10 +106,14 @@ impl Landing {
             Stage::Over { .. } if !due => Next::Rest,
             Stage::Waiting | Stage::Over { .. } => Next::Consider,
             Stage::Merging { .. } | Stage::Merged { .. } if due => Next::Consider,
-            Stage::Merging { .. } | Stage::Merged { .. } if self.cancelled => {
-                Next::Fail(LandingFailure::Cancelled, None)
-            }
+            Stage::Merging { .. } if self.cancelled => Next::Fail(LandingFailure::Cancelled, None),
             Stage::Merging { onto } => Next::Merge { onto: onto.clone() },
+            Stage::Merged { tip, steps } if self.cancelled => {
+                match self.after_merging(gated, tip, steps) {
+                    Next::Push { commit } => Next::Withdraw { commit },
+                    _ => Next::Fail(LandingFailure::Cancelled, None),
+                }
+            }
             Stage::Merged { tip, steps } => self.after_merging(gated, tip, steps),
         }
     }
@@ -197,7 +209,10 @@ impl Landing {
                 && gates.get(&run.session) == Some(&Verdict::Green)
         });
         let is_first = self.stage == Stage::Waiting;
-        if found == self.considered && !passed_since && !is_first {
+        let is_news = found != self.considered || passed_since || is_first;
+        let is_withdrawn = self.cancelled && found.iter().all(|leaf| self.has_landed(leaf));
+        if !is_news || (self.is_over() && is_withdrawn) {
+            next.cancelled &= !self.is_over();
             return next;
         }
         next.round += 1;
@@ -217,6 +232,10 @@ impl Landing {
             };
         }
         next
+    }
+
+    fn has_landed(&self, leaf: &Leaf) -> bool {
+        self.landed_commits.contains(&leaf.commit)
     }
 
     /// The leaves were merged onto `tip`, but for those that conflict.
@@ -324,11 +343,14 @@ impl Landing {
     #[must_use]
     pub fn refused(&self, code: LandingFailure, message: String, gate: Option<SessionId>) -> Self {
         let mut next = self.clone();
-        let out = next.leaves.drain(..).map(|leaf| LeftOut {
-            leaf,
-            reason: Reason::NothingLanded,
-            branch: None,
-        });
+        let leaves = std::mem::take(&mut next.leaves).into_iter();
+        let out = leaves
+            .filter(|leaf| !self.has_landed(leaf))
+            .map(|leaf| LeftOut {
+                leaf,
+                reason: Reason::NothingLanded,
+                branch: None,
+            });
         next.left_out.extend(out);
         next.cancelled &= code != LandingFailure::Cancelled;
         next.stage = Stage::Settling {
@@ -344,9 +366,13 @@ impl Landing {
     /// The branch has `commit`.
     #[must_use]
     pub fn pushed(&self, commit: String, sessions: &[Candidate]) -> Self {
+        let landed = held_by(sessions, &self.leaves);
+        let of_landed = sessions.iter().filter(|one| landed.contains(&one.session));
         Self {
             commit: Some(commit),
-            landed: held_by(sessions, &self.leaves),
+            landed_commits: of_landed.filter_map(|one| one.commit.clone()).collect(),
+            landed,
+            cancelled: false,
             stage: Stage::Settling { end: End::Landed },
             ..self.clone()
         }
@@ -399,13 +425,15 @@ impl Landing {
     }
 
     /// The orchestration is cancelled: what its sessions have made is not to be landed. None where
-    /// there is no landing to keep from it.
+    /// there is no landing to keep from it. `changes` is as for [`Landing::next`]: with some that
+    /// were not seen another round is about to begin.
     #[must_use]
-    pub fn cancelled(&self) -> Option<Self> {
-        let can_be = matches!(
-            self.stage,
-            Stage::Waiting | Stage::Merging { .. } | Stage::Merged { .. }
-        );
+    pub fn cancelled(&self, changes: u64) -> Option<Self> {
+        let can_be = match self.stage {
+            Stage::Waiting | Stage::Merging { .. } | Stage::Merged { .. } => true,
+            Stage::Over { .. } => changes > self.seen,
+            Stage::Settling { .. } => false,
+        };
         (can_be && !self.cancelled).then(|| Self {
             cancelled: true,
             ..self.clone()

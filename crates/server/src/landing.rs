@@ -152,6 +152,7 @@ impl Lander {
             }
             Next::Fail(code, gate) => landing.failed(code, gate),
             Next::Push { commit } => self.push(orchestration, commit).await?,
+            Next::Withdraw { commit } => self.withdraw(orchestration, commit).await?,
             Next::Settle => {
                 let branches = self.settle(orchestration, last_try).await?;
                 failpoint::reach("landing_settled");
@@ -250,8 +251,39 @@ impl Lander {
             return Ok(landing.moved());
         }
         failpoint::reach("landing_pushed");
-        tracing::info!(orchestration = %orchestration.id, branch = %target, commit, "landed");
+        self.has_pushed(orchestration, commit).await
+    }
+
+    /// Lands nothing, unless that was done by a server that died before it could record it.
+    async fn withdraw(
+        &self,
+        orchestration: &Orchestration,
+        commit: String,
+    ) -> Result<Landing, LandError> {
+        let target = orchestration.target();
+        let is_there = self
+            .repos
+            .has(&orchestration.repository, &commit, &target)
+            .await
+            .map_err(|error| repository(orchestration, error))?;
+        match is_there {
+            true => self.has_pushed(orchestration, commit).await,
+            false => {
+                let landing = &orchestration.landing;
+                Ok(landing.failed(LandingFailure::Cancelled, None))
+            }
+        }
+    }
+
+    async fn has_pushed(
+        &self,
+        orchestration: &Orchestration,
+        commit: String,
+    ) -> Result<Landing, LandError> {
+        let branch = orchestration.target();
+        tracing::info!(orchestration = %orchestration.id, %branch, commit, "landed");
         let members = self.members(orchestration).await?;
+        let landing = &orchestration.landing;
         Ok(landing.pushed(commit, &members.candidates))
     }
 

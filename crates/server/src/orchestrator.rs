@@ -293,13 +293,13 @@ impl Orchestrator {
     async fn change_landing(
         &self,
         id: OrchestrationId,
-        change: impl Fn(&Landing) -> Option<Landing>,
+        change: impl Fn(&Landing, u64) -> Option<Landing>,
     ) -> Result<(), OrchestratorError> {
         let store = &self.parts.store;
         let mut tries = 0;
         loop {
             let orchestration = store.orchestration(id).await?;
-            let changed = change(&orchestration.landing);
+            let changed = change(&orchestration.landing, orchestration.changes);
             let Some(landing) = changed.filter(|_| orchestration.lands) else {
                 return Ok(());
             };

@@ -260,6 +260,10 @@ impl World {
                     self.tip.clone_from(&commit);
                     landing.pushed(commit, &self.sessions)
                 }
+                Next::Withdraw { commit } if commit == self.tip => {
+                    landing.pushed(commit, &self.sessions)
+                }
+                Next::Withdraw { .. } => landing.failed(LandingFailure::Cancelled, None),
                 Next::Settle => landing.settled(&HashMap::new()),
             };
         }
@@ -461,14 +465,57 @@ fn a_gate_that_breaks_off_is_run_again_but_not_for_ever() {
 fn a_cancelled_orchestration_lands_nothing_until_something_is_done_again() {
     let mut world = World::new("1 2!");
     let cancelled = Landing::default()
-        .cancelled()
+        .cancelled(0)
         .expect("there is one to keep");
     let landing = world.land(cancelled, false, 0);
     assert_eq!(told(&landing), "cancelled:  -1:nothing_landed");
-    assert_eq!(landing.cancelled(), None);
+    assert_eq!(landing.cancelled(0), None);
     world.sessions = sessions("1 2@9");
     let landing = world.land(landing, false, 1);
     assert_eq!(told(&landing), "landed: 1 2");
+}
+
+#[test]
+fn a_round_that_is_cancelled_before_it_begins_leaves_alone_what_has_landed() {
+    let mut world = World::new("1 2 3<-2 4!");
+    let landed = world.land(Landing::default(), false, 0);
+    assert_eq!(told(&landed), "landed: 1 2 3");
+    let cancelled = landed.cancelled(1).expect("another round is due");
+    // One went on and did not complete, so that what it was built on stands by itself.
+    world.sessions = sessions("1 2 3!<-2 4!");
+    let landing = world.land(cancelled.clone(), false, 1);
+    assert_eq!(told(&landing), "landed: 1 2 3");
+    assert!(!landing.cancelled);
+    // Another one has completed since.
+    world.sessions = sessions("1 2 3!<-2 4");
+    let landing = world.land(cancelled, false, 1);
+    assert_eq!(told(&landing), "cancelled: 1 2 3 -4:nothing_landed");
+    let landing = world.land(landing.again().expect("may be"), false, 1);
+    assert_eq!(told(&landing), "landed: 1 2 4");
+}
+
+#[test]
+fn a_cancel_after_the_push_that_was_not_recorded_comes_too_late() {
+    let mut world = World::new("1 2");
+    let mut landing = Landing::default();
+    let commit = loop {
+        landing = match landing.next(false, 0) {
+            Next::Consider => landing.considered(&world.sessions, &world.verdicts, 0),
+            Next::Merge { onto } => world.merge(&landing, onto),
+            Next::Push { commit } => break commit,
+            next => panic!("{next:?}"),
+        };
+    };
+    let cancelled = landing.cancelled(0).expect("it is under way");
+    let kept = world.land(cancelled.clone(), false, 0);
+    assert_eq!(
+        told(&kept),
+        "cancelled:  -1:nothing_landed -2:nothing_landed"
+    );
+    world.tip = commit;
+    let landing = world.land(cancelled, false, 0);
+    assert_eq!(told(&landing), "landed: 1 2");
+    assert!(!landing.cancelled);
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use baton_domain::budget::Budget;
 use baton_domain::decompose::{Planning, ProposedGraph, Request, decompose, plan_prompt};
-use baton_domain::landing::Landing;
 use baton_domain::{
     Kind, OrchestrationId, Project, Session, SessionEvent, SessionId, SessionState,
 };
@@ -108,7 +107,8 @@ impl Orchestrator {
             failpoint::reach("budget_set");
             self.parts.wake.notify_one();
         }
-        self.change_landing(id, Landing::again).await?;
+        self.change_landing(id, |landing, _| landing.again())
+            .await?;
         let mut tries = 0;
         loop {
             // Read first, to tell one that is not there.

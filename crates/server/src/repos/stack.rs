@@ -125,6 +125,25 @@ impl Repos {
         }
     }
 
+    /// Whether branch `target` of the remote has `commit`.
+    ///
+    /// # Errors
+    /// Those of reaching the remote.
+    pub async fn has(
+        &self,
+        repository: &Repository,
+        commit: &str,
+        target: &Branch,
+    ) -> Result<bool, RepoError> {
+        self.fetch(repository).await?;
+        let Some(tip) = self.read_ref(repository, &format!("refs/heads/{target}"))? else {
+            return Ok(false);
+        };
+        let ask = self.call(repository, ["merge-base", "--is-ancestor", commit, &tip]);
+        let step = "look for a commit on a branch";
+        Ok(self.local_any_code(repository, step, ask).await?.code == 0)
+    }
+
     /// Records that an attempt starts from `commit`, whatever else `request` says. The first call
     /// for an attempt decides; later ones give the same answer.
     ///

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use baton::failpoint;
 use baton::orchestrator::{NewOrchestration, Strategy};
 use baton::store::{Orchestration, PAGE_SESSIONS_MAX, SessionQuery};
 use baton_domain::decompose::{DependencyMode, ProposedGraph, ProposedSession};
@@ -600,6 +601,62 @@ async fn a_cancelled_orchestration_lands_nothing() {
             .is_some_and(|of| of.starts_with("baton/"))
     );
     assert!(landing.runs.is_empty());
+}
+
+#[tokio::test]
+async fn a_cancel_comes_too_late_for_what_a_server_pushed_that_died_over_it() {
+    let mut landing = Landing::new(None, Some("feature"), &[&[], &[]]).await;
+    landing.works(0, &[("0.txt", "x\n")]).await;
+    failpoint::watch(Some(Box::new(|point| point != "landing_pushed")));
+    landing.works(1, &[("1.txt", "x\n")]).await;
+    failpoint::watch(None);
+    assert_eq!(landing.files("feature"), "0.txt 1.txt README.md");
+    let orchestrator = &landing.app.orchestrator;
+    let cancelled = orchestrator.cancel_orchestration(landing.id).await;
+    cancelled.expect("may be cancelled");
+    assert!(landing.orchestration().await.landing.cancelled);
+    let mut landing = landing.restarted().await;
+    landing.lands(nothing).await;
+    assert_eq!(landing.end().await, End::Landed);
+    assert_eq!(landing.landed().await, [0, 1]);
+    assert_eq!(landing.branch_of(0).await.as_deref(), Some("feature"));
+}
+
+#[tokio::test]
+async fn a_round_that_is_cancelled_before_it_begins_leaves_alone_what_has_landed() {
+    let mut landing = Landing::new(None, Some("feature"), &[&[], &[]]).await;
+    landing.all_work().await;
+    landing.lands(nothing).await;
+    assert_eq!(landing.landed().await, [0, 1]);
+    let resume = SessionEvent::Resumed(Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    });
+    for id in landing.sessions.clone() {
+        landing.app.tell(id, resume.clone()).await;
+    }
+    landing.works(1, &[("1.txt", "better\n")]).await;
+    let orchestrator = &landing.app.orchestrator;
+    let cancelled = orchestrator.cancel_orchestration(landing.id).await;
+    cancelled.expect("may be cancelled");
+    landing.ends(landing.sessions[0], Attempt(2), true).await;
+    landing.lands(nothing).await;
+    let end = landing.end().await;
+    let is_cancelled = matches!(
+        end,
+        End::Failed {
+            code: LandingFailure::Cancelled,
+            ..
+        }
+    );
+    assert!(is_cancelled, "{end:?}");
+    assert_eq!(landing.left_out().await, [1]);
+    let own = landing.branch_of(1).await.expect("a branch");
+    assert!(own.starts_with("baton/"), "{own}");
+    let old = git(&landing.remote(), &["show", "feature:1.txt"]);
+    assert_eq!(old, "x");
+    let new = git(&landing.remote(), &["show", &format!("{own}:1.txt")]);
+    assert_eq!(new, "better");
 }
 
 #[tokio::test]
