@@ -64,6 +64,17 @@ name = "Bash"
 command = "grep -q completed costly.txt || echo completed >> costly.txt"
 "#;
 
+const CHEAP: &str = r#"
+match = ["Spend a little"]
+closing = "Spent a little."
+[[turn]]
+[[turn.tool]]
+name = "Write"
+[turn.tool.input]
+file_path = "{{cwd}}/cheap.txt"
+content = "done\n"
+"#;
+
 /// Waits until a session pauses, and gives it.
 async fn paused(world: &World, id: &str, reason: &str) -> Value {
     let mut session = Value::Null;
@@ -152,4 +163,61 @@ async fn a_budget_that_is_spent_is_asked_about_and_a_message_lets_the_work_go_on
     let events = world.events(&id).await;
     let warned = |event: &&Value| event["type"] == "note" && event["text"] != Value::Null;
     assert_eq!(events.iter().filter(warned).count(), 1, "{events:#?}");
+}
+
+#[tokio::test]
+async fn a_spent_budget_of_an_orchestration_holds_all_of_it_until_it_is_raised() {
+    let mut world = World::with_scripts([("costly", COSTLY), ("cheap", CHEAP)]).await;
+    let remote = world
+        .remote("owner/repo", &[("README.md", "Nothing yet.\n")])
+        .await;
+    world.set("BATON_MAX_RUNNING", 1);
+    world.start_server().await;
+    let session = |key, requirements| json!({ "key": key, "requirements": requirements });
+    let fields = json!({
+        "project": { "repository": "owner/repo", "branch": "feature", "requirements": "Some of it" },
+        "plan": { "sessions": [session("lot", "Spend a lot"), session("little", "Spend a little")] },
+        "options": { "maxCostUsd": 0.5 },
+    });
+    let made = world.api.call("orchestrate", fields).await;
+    let made = &made["results"][0]["data"];
+    let whole = text(&made["orchestrationId"]);
+    let [costly, cheap] = [0, 1].map(|at: usize| text(&made["sessions"][at]["id"]));
+    let get = async |world: &World| {
+        let fields = json!({ "orchestrationId": whole });
+        let mut got = world.api.call("orchestration.get", fields).await;
+        got["data"]["orchestration"].take()
+    };
+
+    paused(&world, &costly, "orchestration_budget").await;
+    let got = get(&world).await;
+    assert_eq!(got["budget"]["status"], "spent", "{got:#}");
+    let spent_usd = got["budget"]["spentUsd"].as_f64().expect("an amount");
+    assert!((0.5..1.2).contains(&spent_usd), "{got:#}");
+    // All of it is on the disk.
+    world.kill_server();
+    world.start_server().await;
+    for id in [&costly, &cheap] {
+        let session = world.session(id).await;
+        assert_eq!(session["status"], "queued", "{session:#}");
+        assert!(text(&session["statusDetail"]).contains("budget"));
+    }
+    assert_eq!(world.session(&cheap).await["startedAt"], Value::Null);
+
+    let raised = json!({ "orchestrationId": whole, "options": { "maxCostUsd": 50.0 } });
+    world.api.call("orchestration.start", raised).await;
+    let session = world.completed(&costly).await;
+    assert_eq!(session["attempt"], 2);
+    world.completed(&cheap).await;
+    let mut got = Value::Null;
+    let has_landed = eventually(SESSION_LIMIT, async || {
+        got = get(&world).await;
+        got["landing"]["status"] == "landed"
+    });
+    assert!(has_landed.await, "{got:#}");
+    assert_eq!(got["budget"]["status"], "open", "{got:#}");
+    let file = remote.file("feature", "costly.txt").await;
+    assert_eq!(file.as_deref().map(str::trim_end), Some("begun\ncompleted"));
+    let file = remote.file("feature", "cheap.txt").await;
+    assert_eq!(file.as_deref().map(str::trim_end), Some("done"));
 }
