@@ -58,7 +58,7 @@ async fn orchestration(world: &World, id: &str) -> Value {
 }
 
 /// Waits until the landing is over; gives the orchestration.
-async fn landed(world: &World, id: &str) -> Value {
+pub async fn landed(world: &World, id: &str) -> Value {
     let mut got = Value::Null;
     let over = eventually(SESSION_LIMIT, async || {
         got = orchestration(world, id).await;

@@ -7,6 +7,7 @@
 mod api;
 mod cleanup;
 mod contradictions;
+mod coordination;
 mod crashes;
 mod dependencies;
 mod docker;

@@ -121,7 +121,8 @@ command = "test -f backend.js && test -f frontend.js && touch tests.js && echo b
 [[turn]]
 text = "{{last_tool_result}}."
 "#;
-const SCRIPTS: [(&str, &str); 5] = [
+/// [`CONDUCTOR`] and the Claudes of the sessions that it makes.
+pub const SCRIPTS: [(&str, &str); 5] = [
     ("00-conductor", CONDUCTOR),
     ("10-testing", TESTING),
     ("20-backend", BACKEND),
