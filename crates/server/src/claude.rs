@@ -19,14 +19,26 @@ const CONFLICTS_BYTES_MAX: usize = 16 * 1024;
 
 /// Where a coordination session finds the sessions that it made, on the socket.
 pub const MCP_PATH: &str = "/mcp";
-/// How long one call of a tool may take, in milliseconds: a wait for sessions takes as long as
-/// they do. A week; timers of Claude Code's runtime go to 24 days.
+// The four below were tried one by one with Claude Code 2.1.330 (`claude --print`), against a
+// server that keeps it waiting.
+
+/// How long one call of a tool may take, in milliseconds, whatever it tells meanwhile: a wait for
+/// sessions takes as long as they do. A week; timers of Claude Code's runtime go to 24 days.
 const TOOL_TIME_MAX_MS: u64 = 7 * 24 * 60 * 60 * 1000;
-/// How long the connection to the tools may take, in milliseconds. The server may be away just
+/// How long a call of a tool may tell nothing, in milliseconds; Claude Code looks every 30 s. A
+/// wait tells every ten seconds how it stands, so one that broke off with the server is noticed by
+/// this, and begun again. Without it, Claude Code takes up to two minutes for that, and where the
+/// connection was closed in order, five.
+const TOOL_SILENCE_MAX_MS: u64 = 45 * 1000;
+/// How long the connection to the tools may take, in milliseconds; Claude begins with its work when
+/// it stands, and without the tools after 30 s if this is not set. The server may be away just
 /// then; its agent holds the connection open.
 const TOOLS_CONNECT_TIME_MAX_MS: u64 = 10 * 60 * 1000;
 /// How often a coordination session's Claude repeats a call of the model that is not answered.
 /// After the end of a wait that broke off, calls are held until there is a slot, some minutes each.
+/// More than 15 are taken as 15 unless `CLAUDE_CODE_RETRY_WATCHDOG` is set. With that, answers that
+/// forbid a repeat (`x-should-retry: false`) end the turn as before; 529 is repeated as often as
+/// the others.
 const CALL_TRIES_MAX: u32 = 1_000;
 
 /// What Claude sends as its credential; the gateway puts the real one in its place.
@@ -172,12 +184,15 @@ fn environment(kind: Kind) -> Vec<(String, String)> {
         ("DISABLE_ERROR_REPORTING", "1".to_owned()),
     ];
     if kind == Kind::Coordination {
-        let tool_time = TOOL_TIME_MAX_MS.to_string();
         pairs.extend([
             ("MCP_TIMEOUT", TOOLS_CONNECT_TIME_MAX_MS.to_string()),
-            ("MCP_TOOL_TIMEOUT", tool_time.clone()),
-            ("CLAUDE_CODE_MCP_TOOL_IDLE_TIMEOUT", tool_time),
+            ("MCP_TOOL_TIMEOUT", TOOL_TIME_MAX_MS.to_string()),
+            (
+                "CLAUDE_CODE_MCP_TOOL_IDLE_TIMEOUT",
+                TOOL_SILENCE_MAX_MS.to_string(),
+            ),
             ("CLAUDE_CODE_MAX_RETRIES", CALL_TRIES_MAX.to_string()),
+            ("CLAUDE_CODE_RETRY_WATCHDOG", "1".to_owned()),
         ]);
     }
     pairs

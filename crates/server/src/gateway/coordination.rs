@@ -17,8 +17,8 @@ use super::model::later;
 /// Answers what the coordination session of that id asks for by MCP.
 pub type McpDoor = Arc<dyn Fn(SessionId, Request) -> BoxFuture<'static, Response> + Send + Sync>;
 
-/// How long a call of the model is held whose session has no slot. Claude Code gives a call up
-/// after ten minutes without an answer, and a client below it may do so after five.
+/// How long a call of the model is held whose session has no slot. Claude Code 2.1.330 was seen to
+/// give a call up after six minutes without a byte, whatever its settings for that say.
 const HOLD_TIME_MAX: Duration = Duration::from_secs(4 * 60);
 /// Seconds after which a call is to be repeated that was held for so long.
 const HELD_RETRY_S: u64 = 1;
