@@ -80,6 +80,7 @@ impl Actions {
                 failpoint::reach("prepared");
                 self.seen(session, &spec, SandboxState::Prepared)
             }
+            Err(error @ RuntimeError::StateGone { .. }) => self.cannot_go_on(session, &error).await,
             // Nobody waits for it yet: the launch will tell what is wrong.
             Err(error) => {
                 tracing::debug!(session = %session.id, %error, "not prepared");
@@ -190,17 +191,7 @@ impl Actions {
                 self.parts.health.image_missing(&image);
                 ActionDone::again()
             }
-            RuntimeError::StateGone { .. } => {
-                tracing::warn!(session = %session.id, %error, "cannot go on");
-                let text = format!("{error}; retry the session to start it anew");
-                let outcome = Outcome::failed(FailureCode::ConversationLost, text);
-                let event = SessionEvent::LaunchFailed(session.attempt, outcome);
-                self.record_or_log(session.id, &event).await;
-                ActionDone {
-                    look_again: true,
-                    ..ActionDone::default()
-                }
-            }
+            RuntimeError::StateGone { .. } => self.cannot_go_on(session, &error).await,
             error => {
                 let event = match self.tries_again(session, gate, &error).await {
                     Some(again) => again,
@@ -215,6 +206,19 @@ impl Actions {
                     ..ActionDone::default()
                 }
             }
+        }
+    }
+
+    /// What it was to go on with is gone, and does not come back.
+    async fn cannot_go_on(&self, session: &Session, error: &RuntimeError) -> ActionDone {
+        tracing::warn!(session = %session.id, %error, "cannot go on");
+        let text = format!("{error}; retry the session to start it anew");
+        let outcome = Outcome::failed(FailureCode::ConversationLost, text);
+        let event = SessionEvent::LaunchFailed(session.attempt, outcome);
+        self.record_or_log(session.id, &event).await;
+        ActionDone {
+            look_again: true,
+            ..ActionDone::default()
         }
     }
 

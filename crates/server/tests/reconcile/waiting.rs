@@ -450,6 +450,31 @@ async fn what_is_added_later_keeps_to_the_limits_of_its_orchestration() {
 }
 
 #[tokio::test]
+async fn who_cannot_go_on_is_told_so_before_it_has_a_slot() {
+    let mut app = App::new(1).await;
+    let id = app.create(&[]).await;
+    app.settle().await;
+    app.begins(id).await;
+    app.ends(id, false, "success", 0.0).await;
+    app.settle().await;
+    let other = app.create(&[]).await;
+    app.settle().await;
+    // By now its volumes are old, and a server that starts removes them.
+    let mut app = app.restarted().await;
+    app.settle().await;
+    assert_eq!(app.runtime.volumes_of(id), 0);
+    let resume = Resume {
+        from: Attempt::FIRST,
+        text: "go on".into(),
+    };
+    app.tell(id, SessionEvent::Resumed(resume)).await;
+    app.settle().await;
+    assert_eq!(app.states(&[id, other]).await, ["failed", "starting"]);
+    let error = format!("{:?}", app.state(id).await);
+    assert!(error.contains("ConversationLost"), "{error}");
+}
+
+#[tokio::test]
 async fn an_agent_that_never_connects_is_replaced_but_not_for_ever() {
     let mut app = App::new(1).await;
     let id = app.create(&[]).await;
