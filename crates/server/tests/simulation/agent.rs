@@ -256,7 +256,7 @@ async fn get_job(
         Ok(_) if !gate.hand_out() => false,
         Ok(job) => {
             look_at_base(world, server, session, &job).await;
-            let course = Course::drawn(world, session, run, draw);
+            let course = Course::drawn(world, session, run, allowance_usd(&job), draw);
             let mut agents = world.agents();
             let agent = agent(&mut agents, run);
             agent.course = Some(course);
@@ -278,6 +278,14 @@ async fn get_job(
         }
         Err(JobError::Store(_)) => false,
     }
+}
+
+/// What Claude may cost in this attempt.
+fn allowance_usd(job: &Job) -> f64 {
+    let mut args = job.claude.args.iter();
+    args.find(|arg| *arg == "--max-budget-usd");
+    let told = args.next().map(|usd| usd.parse().expect("an amount"));
+    told.unwrap_or(f64::INFINITY)
 }
 
 /// The code of all dependencies is there to start from.
@@ -303,7 +311,13 @@ async fn look_at_base(world: &World, server: &Server, session: &Session, job: &J
 }
 
 impl Course {
-    fn drawn(world: &World, session: &Session, run: Run, draw: &mut Draw) -> Self {
+    fn drawn(
+        world: &World,
+        session: &Session,
+        run: Run,
+        allowance_usd: f64,
+        draw: &mut Draw,
+    ) -> Self {
         let mut course = Self::default();
         let say = |course: &mut Self, draw: &mut Draw| {
             for at in 0..draw.between(0, 4) {
@@ -345,6 +359,11 @@ impl Course {
             let mut ending = ending(which);
             if let Some(result) = &mut ending.result {
                 result.usage.cost_usd = draw.between(0, 3) as f64;
+                // As Claude Code does, after the turn that reached it.
+                if result.usage.cost_usd >= allowance_usd {
+                    result.is_error = true;
+                    result.subtype = "error_max_budget_usd".into();
+                }
             }
             ending.pushed = pushed.then(|| world.code.pushes(run.0, run.1, merges));
             course.frames.push_back(Frame::Ended(Box::new(ending)));

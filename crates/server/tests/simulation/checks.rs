@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use baton::store::{EventBody, StoredEvent};
 use baton_domain::session::Standing;
+use baton_domain::steering::Pause;
 use baton_domain::{Attempt, Session, SessionEvent, SessionId, SessionState};
 
 use crate::life::Server;
+use crate::part::is_held_by_budget;
 use crate::world::World;
 
 /// The records of all sessions.
@@ -41,12 +43,15 @@ impl Records {
     }
 
     /// Those that a person has to start or to let go on, and those that wait for them.
-    fn waiting_for_somebody(&self) -> BTreeSet<SessionId> {
+    fn waiting_for_somebody(&self, server: &Server) -> BTreeSet<SessionId> {
         let mut found = BTreeSet::new();
         loop {
             let more = self.all().filter(|session| match session.state {
                 SessionState::Created | SessionState::Paused { .. } => true,
-                SessionState::Queued => session.dependencies.iter().any(|of| found.contains(of)),
+                SessionState::Queued => {
+                    is_held_by_budget(server, session)
+                        || session.dependencies.iter().any(|of| found.contains(of))
+                }
                 _ => false,
             });
             let more: BTreeSet<SessionId> = more.map(|session| session.id).collect();
@@ -275,11 +280,17 @@ impl Record {
 /// whoever is blocked is blocked by what it names.
 pub fn waiting(records: &Records, server: &Server, asked: &BTreeSet<SessionId>) -> Vec<String> {
     let mut wrong = Vec::new();
-    let for_somebody = records.waiting_for_somebody();
+    let for_somebody = records.waiting_for_somebody(server);
     for session in records.all() {
         let lost = |id: &SessionId| server.store.standing(*id) == Some(Standing::Lost);
         let id = session.id;
         match &session.state {
+            SessionState::Paused {
+                pause: Pause::OrchestrationBudget,
+                ..
+            } if !is_held_by_budget(server, session) => {
+                wrong.push(format!("session {id} has a budget and does not go on"));
+            }
             SessionState::Finished { .. } | SessionState::Paused { .. } => {}
             SessionState::Created if asked.contains(&id) => {
                 wrong.push(format!("session {id} was asked for and does not run"));

@@ -18,6 +18,8 @@ pub enum Wish {
     CancelAll(OrchestrationId),
     Retry(SessionId),
     Message(SessionId, String),
+    /// What an orchestration may cost, in US dollars.
+    Budget(OrchestrationId, f64),
 }
 
 /// A wish with its key.
@@ -65,6 +67,10 @@ impl Request {
             Wish::Cancel(id) => orchestrator.cancel_session(*id).await.map(drop),
             Wish::CancelAll(id) => orchestrator.cancel_orchestration(*id).await.map(drop),
             Wish::Retry(id) => orchestrator.retry_session(*id, Some(once)).await.map(drop),
+            Wish::Budget(id, max_usd) => {
+                let set = orchestrator.start_orchestration(*id, Some(*max_usd));
+                set.await.map(drop)
+            }
             Wish::Message(id, text) => {
                 let message = NewMessage {
                     text: text.clone(),

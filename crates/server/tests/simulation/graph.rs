@@ -116,6 +116,7 @@ impl Graph {
         let parallel_max = draw.chance(50).then(|| draw.between(1, 4) as u32);
         if let Some(orchestration) = &mut orchestration {
             orchestration.parallel_max = parallel_max;
+            orchestration.max_cost_usd = draw.chance(40).then(|| draw.between(1, 9) as f64);
         }
         let starts = draw.chance(85);
         let shape = draw.between(0, 5);

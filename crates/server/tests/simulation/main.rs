@@ -138,7 +138,14 @@ fn simulate(first: u64, count: u64) {
     let seeds: Vec<u64> = failures.iter().map(|(seed, _)| *seed).collect();
     assert!(seeds.is_empty(), "{} seeds fail: {seeds:?}", seeds.len());
     if count >= GRAPHS {
-        for what in ["crashes", "retries", "messages", "cancels", "completed"] {
+        for what in [
+            "crashes",
+            "retries",
+            "messages",
+            "cancels",
+            "completed",
+            "budgets spent",
+        ] {
             assert!(counts.get(what) > 0, "there were no {what}");
         }
     }

@@ -5,7 +5,8 @@ use baton::orchestrator::{
     Accepted, Caller, NewSession, Once, OrchestratorError, SessionDetails, WaitGuard,
 };
 use baton_domain::session::Standing;
-use baton_domain::{SessionId, SessionState};
+use baton_domain::waiting::is_afforded;
+use baton_domain::{Session, SessionId, SessionState};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 
@@ -212,9 +213,21 @@ fn is_settled(server: &Server, id: SessionId) -> bool {
     };
     match session.state {
         SessionState::Created | SessionState::Paused { .. } => true,
-        SessionState::Queued => session.dependencies.iter().any(|of| {
-            server.store.standing(*of) != Some(Standing::Completed) && is_settled(server, *of)
-        }),
+        SessionState::Queued => {
+            let mut dependencies = session.dependencies.iter();
+            is_held_by_budget(server, &session)
+                || dependencies.any(|of| {
+                    server.store.standing(*of) != Some(Standing::Completed)
+                        && is_settled(server, *of)
+                })
+        }
         _ => session.state.is_over(),
     }
+}
+
+/// Whether the budget of its orchestration is spent.
+pub fn is_held_by_budget(server: &Server, session: &Session) -> bool {
+    let id = session.orchestration_id;
+    let budget = id.and_then(|id| server.store.budget(id, |_, _| 0.0));
+    !is_afforded(session, budget.as_ref())
 }

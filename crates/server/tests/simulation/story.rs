@@ -10,7 +10,9 @@ use baton::runtime::fake::{Verb, unreachable};
 use baton::store::{PAGE_SESSIONS_MAX, SessionQuery, StoreError};
 use baton_domain::ending::Outcome;
 use baton_domain::session::Standing;
-use baton_domain::{Kind, OrchestrationId, Sandbox, SandboxState, SessionId, SessionState};
+use baton_domain::{
+    Kind, OrchestrationId, Sandbox, SandboxState, Session, SessionId, SessionState,
+};
 
 use crate::agent::{Mood, step};
 use crate::checks::{Records, waiting};
@@ -24,6 +26,8 @@ use crate::world::{Run, World};
 const TICK_MS: i64 = 31_000;
 /// Longer than volumes are kept, and than the loop waits between two looks at them.
 const VOLUMES_MS: i64 = 2 * 60 * 60 * 1000;
+/// More US dollars than all sessions of a story cost.
+const BUDGET_ENOUGH_USD: f64 = 1e6;
 /// More looks than anything needs until nothing changes any more.
 const LOOKS_MAX: usize = 300;
 
@@ -186,6 +190,8 @@ impl Story {
         self.comes_to_its_end()?;
         self.retry_frees()?;
         self.comes_to_its_end()?;
+        self.budgets_are_raised()?;
+        self.comes_to_its_end()?;
         self.nothing_is_left()?;
         self.messages_arrived()?;
         self.count();
@@ -346,7 +352,11 @@ impl Story {
             },
             5..9 => Wish::Retry(id),
             9..14 => Wish::Message(id, format!("message {}", self.requests)),
-            14..17 => Wish::Start(id),
+            14..16 => Wish::Start(id),
+            16 => match draw.pick(&self.orchestrations) {
+                Some(id) => Wish::Budget(*id, draw.between(1, 20) as f64),
+                None => Wish::Start(id),
+            },
             _ => {
                 let mut dependencies = Vec::new();
                 for _ in 0..draw.between(0, 3) {
@@ -423,6 +433,7 @@ impl Story {
             Wish::Cancel(_) | Wish::CancelAll(_) => "cancels",
             Wish::Retry(_) => "retries",
             Wish::Message(..) => "messages",
+            Wish::Budget(..) => "budgets",
         };
         if !is_accepted {
             return self.counts.add("refusals", 1);
@@ -452,6 +463,8 @@ impl Story {
             Wish::Cancel(id) => {
                 self.cancelled.insert(id);
             }
+            // Whom it started is read from the records.
+            Wish::Budget(..) => {}
             Wish::CancelAll(_) => {
                 // Whom it met is read from the records.
             }
@@ -581,6 +594,26 @@ impl Story {
         self.unless(wrong.unwrap_or_default())
     }
 
+    /// Somebody grants all that anything could cost; then nobody waits for that any more.
+    fn budgets_are_raised(&mut self) -> Result<(), Wrong> {
+        for id in self.orchestrations.clone() {
+            let held = self.run(async |_, server, _| {
+                let budget = server.store.budget(id, |_, _| 0.0);
+                budget.is_some_and(|budget| budget.is_spent())
+            });
+            if held != Some(true) {
+                continue;
+            }
+            self.counts.add("budgets spent", 1);
+            self.request(Wish::Budget(id, BUDGET_ENOUGH_USD));
+            self.asks();
+            if self.waiting.is_some() {
+                return self.is_wrong(format!("the budget of {id} cannot be raised"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whoever was blocked by one session alone waits again when that is retried.
     fn retry_frees(&mut self) -> Result<(), Wrong> {
         let ids = self.sessions.clone();
@@ -648,7 +681,14 @@ impl Story {
                 .filter(|(session, _)| records.session(*session).state.is_over())
                 .collect();
             let directories = server.gateway.run_dirs().expect("directories");
-            let directories: BTreeSet<_> = directories.into_iter().collect();
+            // Nor does one that pauses let its directory go, if its sandbox was removed by hand.
+            let is_kept = |session: &Session, attempt| {
+                session.attempt == attempt && matches!(session.state, SessionState::Paused { .. })
+            };
+            let directories: BTreeSet<_> = directories
+                .into_iter()
+                .filter(|(session, attempt)| !is_kept(records.session(*session), *attempt))
+                .collect();
             for (what, left) in [("volumes", volumes), ("directories", directories)] {
                 let left: Vec<_> = left.difference(&owners).collect();
                 if !left.is_empty() {
