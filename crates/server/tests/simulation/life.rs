@@ -251,6 +251,8 @@ impl Server {
                 boot_id: None,
             },
         });
+        // As `run` begins: whom an earlier server may have told what to do is known before anybody acts.
+        reconciler.adopt();
         Self {
             store,
             orchestrator,
