@@ -6,7 +6,7 @@
 use crate::decompose::SESSIONS_MAX;
 use crate::ids::{OrchestrationId, SessionId};
 use crate::project::{Branch, Kind, Project, Repository};
-use crate::session::{Session, SessionState};
+use crate::session::{Session, SessionState, Standing};
 
 /// How far coordination sessions may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,6 +169,16 @@ pub fn coordinates(session: &Session) -> bool {
     session.kind == Kind::Coordination && session.command.is_none()
 }
 
+/// Whether nobody is left to start this session: it was made to be started later, by a coordination
+/// session that is over or gone. `standing` says how a session stands, `None` where its record is
+/// gone. Such a one is to be cancelled: the others of its orchestration would never land for it.
+pub fn is_abandoned(session: &Session, standing: impl Fn(SessionId) -> Option<Standing>) -> bool {
+    session.state == SessionState::Created
+        && session
+            .parent
+            .is_some_and(|parent| standing(parent) != Some(Standing::Open))
+}
+
 /// Whether a coordination session may have this child. `depth` is its own level, 0 for one that a
 /// client made; `made` says how many sessions the coordination sessions of its orchestration made.
 ///
@@ -298,5 +308,31 @@ mod tests {
             ..parent()
         };
         assert!(check_caller(&gate).is_err());
+    }
+
+    #[test]
+    fn one_that_waits_to_be_started_is_abandoned_when_its_parent_is_over() {
+        let made = |state: &str, is_child: bool| Session {
+            state: crate::testing::state(state),
+            parent: is_child.then(|| parent().id),
+            ..session("b:created")
+        };
+        let cases = [
+            ("created", true, Some(Standing::Open), false),
+            ("created", true, Some(Standing::Completed), true),
+            ("created", true, Some(Standing::Lost), true),
+            ("created", true, None, true),
+            ("created", false, None, false),
+            ("queued", true, Some(Standing::Completed), false),
+            ("running", true, Some(Standing::Completed), false),
+        ];
+        for (state, is_child, standing, expected) in cases {
+            let child = made(state, is_child);
+            assert_eq!(
+                is_abandoned(&child, |_| standing),
+                expected,
+                "{state}, a child: {is_child}, its parent {standing:?}"
+            );
+        }
     }
 }

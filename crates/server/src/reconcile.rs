@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use baton_domain::coordination::is_abandoned;
 use baton_domain::dependencies;
 use baton_domain::observe::{Sandboxes, Snapshot, losses};
 use baton_domain::plan::{Action, Limits, plan};
@@ -478,27 +479,26 @@ impl Reconciler {
             .map(|session| (session.id, session.dependencies.as_slice()));
         let store = &self.parts.store;
         let blocked = dependencies::lost(waiting, |id| store.standing(id));
-        let any_blocked = !blocked.is_empty();
-        for some in blocked.chunks(RECORDED_AT_ONCE) {
-            let recorded = some.iter().map(|&(session, dependency)| {
-                record(
-                    &self.parts,
-                    session,
-                    SessionEvent::DependencyLost(dependency),
-                )
-            });
-            futures::future::join_all(recorded).await;
-        }
-        let abandoned = active.iter().filter(|session| {
-            session.state == SessionState::Created
-                && session
-                    .parent
-                    .is_some_and(|parent| store.standing(parent) != Some(Standing::Open))
-        });
+        let blocked: Vec<_> = blocked
+            .into_iter()
+            .map(|(session, dependency)| (session, SessionEvent::DependencyLost(dependency)))
+            .collect();
         // Whoever made them never will start them, and the others would not land for them.
-        let abandoned =
-            abandoned.map(|session| record(&self.parts, session.id, SessionEvent::CancelRequested));
-        let any_blocked = !futures::future::join_all(abandoned).await.is_empty() || any_blocked;
+        let abandoned: Vec<_> = active
+            .iter()
+            .filter(|session| is_abandoned(session, |id| store.standing(id)))
+            .map(|session| (session.id, SessionEvent::CancelRequested))
+            .collect();
+        let any_blocked = !blocked.is_empty() || !abandoned.is_empty();
+        // A session comes after the one that is in its way, so these are recorded in their order.
+        for events in [blocked, abandoned] {
+            let mut events = events.into_iter().peekable();
+            while events.peek().is_some() {
+                let some = events.by_ref().take(RECORDED_AT_ONCE);
+                let recorded = some.map(|(session, event)| record(&self.parts, session, event));
+                futures::future::join_all(recorded).await;
+            }
+        }
         let any_freed = (any_blocked || self.blocked_unseen) && self.review_blocked().await;
         any_news || any_blocked || any_freed
     }

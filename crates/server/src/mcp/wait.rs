@@ -50,24 +50,18 @@ pub(super) async fn wait(
     arguments: &Arguments,
     context: &RequestContext<RoleServer>,
 ) -> Result<CallToolResponse, ApiError> {
-    let (ids, mode, timeout_s) = arguments.wait()?;
-    for id in &ids {
-        orchestrator.permits(caller, *id).await?;
-    }
-    let wish = Wish {
-        ids,
-        mode,
-        timeout_s,
-    };
-    let waiting = orchestrator.waiting(&wish.ids, mode).await?;
-    if waiting.is_answered || timeout_s == Some(0) {
+    let wish = wished(orchestrator, caller, arguments).await?;
+    let waiting = orchestrator.waiting(&wish.ids, wish.mode).await?;
+    if waiting.is_answered || wish.timeout_s == Some(0) {
         return Ok(answer(&waiting, caller).into());
     }
     let knows_tasks = context
         .client_capabilities()
         .is_some_and(|capabilities| capabilities.supports_tasks());
     if knows_tasks && caller == Caller::Client {
-        let (id, wait, waiting) = orchestrator.keep_wait(wish.ids, mode, timeout_s).await?;
+        let (id, wait, waiting) = orchestrator
+            .keep_wait(wish.ids, wish.mode, wish.timeout_s)
+            .await?;
         let task = task(id, &wait, &waiting, TaskStatus::Working, orchestrator);
         return Ok(CallToolResponse::Task(CreateTaskResult::new(task)));
     }
@@ -81,11 +75,26 @@ pub(super) async fn at_once(
     caller: Caller,
     arguments: &Arguments,
 ) -> Result<CallToolResponse, ApiError> {
-    let (ids, mode, _) = arguments.wait()?;
+    let wish = wished(orchestrator, caller, arguments).await?;
+    let waiting = orchestrator.waiting(&wish.ids, wish.mode).await?;
+    Ok(answer(&waiting, caller).into())
+}
+
+/// What a call asks for, which its caller may know of.
+async fn wished(
+    orchestrator: &Orchestrator,
+    caller: Caller,
+    arguments: &Arguments,
+) -> Result<Wish, ApiError> {
+    let (ids, mode, timeout_s) = arguments.wait()?;
     for id in &ids {
         orchestrator.permits(caller, *id).await?;
     }
-    Ok(answer(&orchestrator.waiting(&ids, mode).await?, caller).into())
+    Ok(Wish {
+        ids,
+        mode,
+        timeout_s,
+    })
 }
 
 fn answer(waiting: &Waiting, caller: Caller) -> CallToolResult {
