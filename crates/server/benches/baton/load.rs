@@ -102,7 +102,7 @@ fn joined(thread: JoinHandle<Times>) -> Times {
 enum Pace {
     /// This long after each answer.
     After(Duration),
-    /// This long after each question.
+    /// This often; one that is late has the next follow sooner, so that the rate is kept.
     Every(Duration),
 }
 
@@ -126,6 +126,7 @@ async fn ask(
     let mut connection = Connection::open(address).await?;
     let mut times = Vec::with_capacity(1 << 16);
     let mut asked = Instant::now();
+    let mut due = asked;
     while asked < end {
         let (status, _) = connection
             .exchange(request)
@@ -136,16 +137,16 @@ async fn ask(
         if answered >= start && answered < end {
             times.push(answered - asked);
         }
-        match pace {
-            None => asked = answered,
-            Some(pace) => {
-                tokio::time::sleep(match pace {
-                    Pace::After(pause) => pause,
-                    Pace::Every(interval) => interval.saturating_sub(asked.elapsed()),
-                })
-                .await;
-                asked = Instant::now();
-            }
+        due = match pace {
+            None => answered,
+            Some(Pace::After(pause)) => answered + pause,
+            Some(Pace::Every(interval)) => due + interval,
+        };
+        if due > answered {
+            tokio::time::sleep_until(due.into()).await;
+            asked = Instant::now();
+        } else {
+            asked = answered;
         }
     }
     Ok(times)

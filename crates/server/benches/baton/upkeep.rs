@@ -156,12 +156,12 @@ impl Upkeep {
         self.apply(id, &SessionEvent::ClaudeStarted(attempt), None)
             .await?;
         laps.end("begun");
-        for position in [1, 2] {
+        for (position, name) in [(1, "first output"), (2, "more output")] {
             self.store
                 .append_output(id, attempt, position, &[line()])
                 .await?;
+            laps.end(name);
         }
-        laps.end("output, twice");
         self.apply(
             id,
             &SessionEvent::AgentEnded(attempt, Box::new(ending())),

@@ -248,7 +248,7 @@ pub(super) enum DerivedEvent {
 }
 
 /// Lines in one piece of one segment file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Range {
     pub(super) first_seq: u64,
     pub(super) lines: u64,
@@ -260,7 +260,7 @@ pub(super) struct Range {
 }
 
 /// Numbers whose lines were dropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Truncation {
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use baton_domain::landing::Landing;
 use baton_domain::session::Report;
 use baton_domain::steering::Steering;
 use baton_domain::waits::Wait;
@@ -11,6 +10,7 @@ use baton_domain::{
 };
 use futures::TryStreamExt;
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row;
 use sqlx::sqlite::{SqlitePool, SqliteRow};
@@ -37,7 +37,7 @@ pub(super) struct StoredOutput {
     pub(super) newest_truncation: Option<Truncation>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(super) struct StoredSegment {
     pub(super) attempt: Attempt,
     pub(super) number: u32,
@@ -257,38 +257,39 @@ impl Reads {
         row.map_or(Ok(0), |row| Columns(&row).number("position"))
     }
 
-    /// What is stored of a session's output. Consistent only while nobody appends to it.
+    /// What is stored of a session's output. One statement: it is seen at one moment, and asked
+    /// for before the first line of a session is acknowledged.
     pub(super) async fn output(&self, ordinal: u64) -> Result<StoredOutput, StoreError> {
-        let positions =
-            sqlx::query("SELECT attempt, position FROM agent_positions WHERE ordinal = ?")
-                .bind(signed(ordinal))
-                .fetch_all(&self.pool)
-                .await
-                .map_err(failed("read a session's output"))?;
-        let positions = positions.iter().map(|row| {
-            let row = Columns(row);
-            Ok((row.attempt()?, row.number("position")?))
-        });
-        let newest = sqlx::query(
-            "SELECT * FROM output_ranges WHERE ordinal = ? ORDER BY first_seq DESC LIMIT 1",
+        let row = sqlx::query(
+            "SELECT
+                 (SELECT json_group_array(json_array(attempt, position))
+                  FROM agent_positions WHERE ordinal = ?1) AS positions,
+                 (SELECT json_group_array(json_object('attempt', attempt, 'number', segment,
+                      'bytes', bytes) ORDER BY first_seq)
+                  FROM (SELECT attempt, segment, max(offset + bytes) AS bytes,
+                            min(first_seq) AS first_seq
+                        FROM output_ranges WHERE ordinal = ?1 GROUP BY attempt, segment)
+                 ) AS segments,
+                 (SELECT json_object('first_seq', first_seq, 'lines', lines, 'attempt', attempt,
+                      'segment', segment, 'offset', offset, 'bytes', bytes,
+                      'text_bytes', text_bytes)
+                  FROM output_ranges WHERE ordinal = ?1 ORDER BY first_seq DESC LIMIT 1
+                 ) AS newest,
+                 (SELECT json_object('first_seq', first_seq, 'last_seq', last_seq, 'at_ms', at_ms,
+                      'text_bytes', text_bytes)
+                  FROM truncations WHERE ordinal = ?1 ORDER BY first_seq DESC LIMIT 1
+                 ) AS newest_truncation",
         )
         .bind(signed(ordinal))
-        .fetch_optional(&self.pool)
+        .fetch_one(&self.pool)
         .await
         .map_err(failed("read a session's output"))?;
-        let truncation = sqlx::query(
-            "SELECT first_seq, last_seq, at_ms, text_bytes FROM truncations WHERE ordinal = ?
-             ORDER BY first_seq DESC LIMIT 1",
-        )
-        .bind(signed(ordinal))
-        .fetch_optional(&self.pool)
-        .await
-        .map_err(failed("read a session's output"))?;
+        let row = Columns(&row);
         Ok(StoredOutput {
-            positions: positions.collect::<Result<_, StoreError>>()?,
-            segments: self.segments(ordinal).await?,
-            newest: newest.as_ref().map(range_of).transpose()?,
-            newest_truncation: truncation.as_ref().map(truncation_of).transpose()?,
+            positions: row.json("positions")?,
+            segments: row.json("segments")?,
+            newest: row.json_if_any("newest")?,
+            newest_truncation: row.json_if_any("newest_truncation")?,
         })
     }
 
@@ -409,10 +410,6 @@ fn range_of(row: &SqliteRow) -> Result<Range, StoreError> {
 fn orchestration_of(row: &SqliteRow) -> Result<Orchestration, StoreError> {
     let row = Columns(row);
     let body: OrchestrationBody = row.json("body")?;
-    let landing = match row.text_if_any("landing")? {
-        Some(_) => row.json("landing")?,
-        None => Landing::default(),
-    };
     Ok(Orchestration {
         id: row.parsed("id")?,
         repository: body.repository,
@@ -425,7 +422,7 @@ fn orchestration_of(row: &SqliteRow) -> Result<Orchestration, StoreError> {
         parallel_max: row.column("parallel_max")?,
         max_cost_usd: row.column("max_cost_usd")?,
         summary: body.summary,
-        landing,
+        landing: row.json_if_any("landing")?.unwrap_or_default(),
         landing_version: Version(row.number("landing_version")?),
         changes: row.number("changes")?,
     })
@@ -435,14 +432,8 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
     let row = Columns(row);
     let brief: Brief = row.json("body")?;
     let state: SessionState = row.json("state")?;
-    let report: Option<Report> = match row.text_if_any("report")? {
-        Some(_) => Some(row.json("report")?),
-        None => None,
-    };
-    let steering = match row.text_if_any("steering")? {
-        Some(_) => row.json("steering")?,
-        None => Steering::default(),
-    };
+    let steering: Option<Steering> = row.json_if_any("steering")?;
+    let report: Option<Report> = row.json_if_any("report")?;
     let session = Session {
         id: row.parsed("id")?,
         kind: brief.kind,
@@ -462,7 +453,7 @@ fn session_of(row: &SqliteRow) -> Result<(u64, Arc<Session>), StoreError> {
         planning: brief.planning,
         start_commit: brief.start_commit,
         parent: brief.parent,
-        steering,
+        steering: steering.unwrap_or_default(),
         report,
     };
     Ok((row.number("ordinal")?, Arc::new(session)))
@@ -541,8 +532,16 @@ impl Columns<'_> {
     }
 
     fn json<T: DeserializeOwned>(&self, name: &'static str) -> Result<T, StoreError> {
-        let text: &str = self.column(name)?;
-        serde_json::from_str(text).map_err(|source| StoreError::Corrupt {
+        self.json_if_any(name)?.ok_or_else(|| self.unreadable(name))
+    }
+
+    fn json_if_any<T: DeserializeOwned>(
+        &self,
+        name: &'static str,
+    ) -> Result<Option<T>, StoreError> {
+        let text: Option<&str> = self.column(name)?;
+        let value = text.map(serde_json::from_str).transpose();
+        value.map_err(|source| StoreError::Corrupt {
             what: format!("column {name} of the database"),
             source: Some(Arc::new(source)),
         })
