@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -119,8 +119,14 @@ impl Chain {
             server.start_session(id)?;
         }
         server.wait_completed(ids.last().context("an empty chain")?, LIMIT)?;
+        let files = u64::from(kind == "implementation");
         let mut before = f64::NAN;
         for id in ids {
+            let changed = server.session(&id)?["result"]["filesChanged"].as_u64();
+            ensure!(
+                changed.unwrap_or(0) == files,
+                "{id} changed {changed:?} files, not {files}: the stand-in does not do as it is told"
+            );
             let events = server.session_events(&id)?;
             let begin = if before.is_nan() {
                 event_ms(&events, "launch_decided")

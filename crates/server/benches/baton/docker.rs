@@ -22,9 +22,13 @@ use crate::home::{remove_labelled, run};
 /// The image sessions run in by default, and which ours is made from.
 const BASE: &str = "claudecode:latest";
 
-/// Stands in for Claude Code: does at once what the first line of its prompt says.
+/// Stands in for Claude Code: does at once what the first line of its prompt says, which comes as
+/// a message in JSON.
 const CLAUDE: &str = r#"#!/bin/sh
-read -r order rest
+read -r message
+asked=${message#*'"content":"'}
+asked=${asked%%[\\\"]*}
+order=${asked%% *} rest=${asked#* }
 echo '{"type":"system","subtype":"init","session_id":"00000000-0000-4000-8000-000000000000"}'
 case $order in
 wait) exec sleep infinity ;;
