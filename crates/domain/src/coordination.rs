@@ -106,10 +106,11 @@ pub enum CoordinationRefusal {
         /// The child.
         id: SessionId,
     },
-    /// Its orchestration is for people to start, and to pay for.
+    /// Its orchestration is for people to start, to pay for and to cancel.
     #[error(
-        "start your sessions one by one, with sessionId; a larger budget for an orchestration is \
-         for a person to give: say in your closing words that it is spent"
+        "start or cancel your sessions one by one, with sessionId; an orchestration as a whole is \
+         for people, and so is a larger budget for it: say in your closing words what they have \
+         to do"
     )]
     NotForYou,
     /// It is over, or was told to stop.

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
 /// What Claude's last message, the one of type `result`, said.
@@ -182,6 +183,10 @@ fn cap(text: &mut String, bytes_max: usize) {
     }
 }
 
+/// How long an agent that may have started Claude may stay away while its container runs. It dials
+/// again within seconds; one that does not will never tell how Claude ended.
+pub const ABSENCE_MAX: SignedDuration = SignedDuration::from_mins(10);
+
 /// How a sandbox can be lost without its agent having reported an ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -200,6 +205,8 @@ pub enum Loss {
     Killed,
     /// The runtime could not start it; Claude never ran.
     NotLaunched,
+    /// It runs, but nothing was heard from its agent any more.
+    Silent,
 }
 
 /// A stable code for why a session failed; the wire's `errorCode`.
@@ -226,7 +233,7 @@ pub enum FailureCode {
     Oom,
     /// The container was removed from outside.
     ContainerLost,
-    /// The container exited without a report.
+    /// The container exited without a report, or its agent was not heard from any more.
     SandboxDied,
     /// The container runtime was restarted.
     RuntimeRestarted,
@@ -432,6 +439,14 @@ impl Outcome {
                 C::SandboxDied,
                 format!(
                     "the container exited with code {code} and without a report; see docker logs and the session's log"
+                ),
+            ),
+            Loss::Silent => Self::failed(
+                C::SandboxDied,
+                format!(
+                    "the agent in the container was not heard from for {} minutes; the container \
+                     was removed, its volumes hold the work",
+                    ABSENCE_MAX.as_mins()
                 ),
             ),
             Loss::RuntimeRestarted => Self::failed(

@@ -14,6 +14,7 @@ pub mod landing;
 pub mod observe;
 pub mod output;
 pub mod overlap;
+pub mod pauses;
 pub mod plan;
 pub mod project;
 pub mod sandbox;
@@ -22,7 +23,6 @@ pub mod session;
 pub mod steering;
 #[cfg(test)]
 mod testing;
-pub mod waiting;
 pub mod waits;
 
 pub use ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version, WaitId};

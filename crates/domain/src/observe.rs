@@ -6,11 +6,11 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::budget::{Bounds, Budget};
-use crate::ending::{FailureCode, Loss, Outcome};
+use crate::ending::{ABSENCE_MAX, FailureCode, Loss, Outcome};
 use crate::ids::{Attempt, OrchestrationId, SessionId};
+use crate::pauses::{LAUNCHES_LOST_MAX, launch_lost};
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::session::{Session, SessionEvent, SessionState};
-use crate::waiting::{LAUNCHES_LOST_MAX, launch_lost};
 
 /// The exit code of a process that SIGKILL ended, as container runtimes report it.
 const KILLED_CODE: i64 = 137;
@@ -64,6 +64,9 @@ pub struct Sandboxes {
     /// Those of them whose agents did not even connect, or are never to have their job, with the time
     /// when their containers were started, where that is known.
     pub unheard: HashMap<(SessionId, Attempt), Option<Timestamp>>,
+    /// Attempts whose agents may have their job and are not connected, with the time since when
+    /// that is so.
+    pub absent: HashMap<(SessionId, Attempt), Timestamp>,
 }
 
 /// The losses that the sandboxes show. One that lost nothing but a launch is launched again, within
@@ -74,6 +77,10 @@ pub fn losses(snapshot: &Snapshot) -> Vec<(Arc<Session>, SessionEvent)> {
     let lost = |session: &Arc<Session>| {
         let attempt = session.state.live_attempt()?;
         if let Some(event) = unheard(session, attempt, snapshot) {
+            return Some((Arc::clone(session), event));
+        }
+        if is_silent(session, attempt, snapshot) {
+            let event = SessionEvent::SandboxLost(attempt, Loss::Silent);
             return Some((Arc::clone(session), event));
         }
         let loss = loss(session, attempt, &snapshot.sandboxes)?;
@@ -113,6 +120,27 @@ fn unheard(session: &Session, attempt: Attempt, snapshot: &Snapshot) -> Option<S
         SessionEvent::LaunchFailed(attempt, Outcome::failed(FailureCode::LaunchFailed, text))
     };
     Some(launch_lost(session, attempt).unwrap_or_else(given_up))
+}
+
+/// Whether a session's agent has stayed away for longer than it ever does. What Claude has done by
+/// then is in the volumes: nobody will say more of it.
+fn is_silent(session: &Session, attempt: Attempt, snapshot: &Snapshot) -> bool {
+    // One that was told to stop is killed when its time is over.
+    let is_at_work = matches!(
+        session.state,
+        SessionState::Starting { .. }
+            | SessionState::Running { .. }
+            | SessionState::Awaiting { .. }
+    );
+    let key = (session.id, attempt);
+    let sandbox = snapshot.sandboxes.seen.get(&key);
+    let runs = sandbox.is_some_and(|sandbox| sandbox.state == SandboxState::Running);
+    let absent_since = snapshot.sandboxes.absent.get(&key);
+    let is_away = absent_since.is_some_and(|since| {
+        let since = (*since).max(snapshot.watching_since);
+        snapshot.now.duration_since(since) > ABSENCE_MAX
+    });
+    is_at_work && runs && is_away
 }
 
 fn loss(session: &Session, attempt: Attempt, sandboxes: &Sandboxes) -> Option<Loss> {
@@ -302,6 +330,51 @@ mod tests {
         // The container was there long after that.
         assert_eq!(check(320, true, Some(200), 0, "a:starting"), "");
         assert_eq!(check(321, true, Some(200), 0, "a:starting"), "launch lost");
+    }
+
+    #[test]
+    fn an_agent_that_stays_away_for_long_is_given_up() {
+        let check = |now: i64, absent_since: Option<i64>, is_running: bool, state: &str| {
+            let one = session(state);
+            let key = (one.id, one.attempt);
+            let sandbox = Sandbox {
+                id: sandbox_id(one.kind, one.id, one.attempt),
+                session: one.id,
+                attempt: one.attempt,
+                state: match is_running {
+                    true => SandboxState::Running,
+                    false => SandboxState::Removed,
+                },
+                created_at: at(0),
+            };
+            let absent = absent_since.map(|since| (key, at(since)));
+            let snapshot = Snapshot {
+                sessions: vec![Arc::new(one)],
+                orchestrations: HashMap::new(),
+                sandboxes: Sandboxes {
+                    seen: HashMap::from([(key, sandbox)]),
+                    absent: absent.into_iter().collect(),
+                    ..complete()
+                },
+                busy: HashSet::new(),
+                waits: HashSet::new(),
+                now: at(now),
+                watching_since: at(50),
+            };
+            match losses(&snapshot).as_slice() {
+                [] => String::new(),
+                [(_, SessionEvent::SandboxLost(_, loss))] => format!("{loss:?}"),
+                other => format!("{other:?}"),
+            }
+        };
+        for state in ["a:starting", "a:running", "a:awaiting"] {
+            assert_eq!(check(700, Some(100), true, state), "");
+            assert_eq!(check(701, Some(100), true, state), "Silent");
+            assert_eq!(check(9_000, None, true, state), "", "it is connected");
+            assert_eq!(check(650, Some(0), true, state), "", "nobody looked");
+        }
+        assert_eq!(check(701, Some(100), true, "a:stopping"), "");
+        assert_eq!(check(701, Some(100), false, "a:running"), "Removed");
     }
 
     #[test]

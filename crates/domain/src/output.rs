@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::ids::SessionId;
-use crate::waiting::UsageLimit;
+use crate::pauses::UsageLimit;
 
 /// The most characters of one log line; longer ones end with `…`.
 pub const LOG_LINE_CHARS_MAX: usize = 2_000;

@@ -8,11 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 use crate::coordination::coordinates;
 use crate::ids::{Attempt, SessionId};
 use crate::observe::Snapshot;
+use crate::pauses::{account_limit, is_afforded, may_launch};
 use crate::project::Kind;
 use crate::sandbox::{Sandbox, SandboxState};
 use crate::schedule::{Durations, OpenSession, Phase, Slots, choose, rank};
 use crate::session::{Session, SessionState, Standing};
-use crate::waiting::{account_limit, is_afforded, may_launch};
 
 /// How old a sandbox without a session must be before it is removed. A sandbox is made after its
 /// session is recorded, so a young one belongs to a server that is faster than our listing.

@@ -13,9 +13,9 @@ use crate::decompose::Planning;
 use crate::ending::{Outcome, Usage};
 use crate::ids::{Attempt, ClaudeSessionId, OrchestrationId, SessionId, Version};
 use crate::output::{Artifact, SessionResult};
+use crate::pauses::{LIMIT_NEWS, RESUME_TEXT, launch_after};
 use crate::project::{Kind, Project};
 use crate::steering::{Pause, Resume, Steering};
-use crate::waiting::{LIMIT_NEWS, RESUME_TEXT, launch_after};
 
 pub use event::{InvalidTransition, SessionEvent};
 pub use state::SessionState;

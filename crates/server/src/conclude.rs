@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use baton_domain::ending::{Ending, FailureCode, Outcome, Usage};
 use baton_domain::output::{Artifact, SessionResult, Unjoined, closing};
+use baton_domain::pauses::pause_after;
 use baton_domain::session::{Report, SessionState};
-use baton_domain::waiting::pause_after;
 use baton_domain::{Attempt, Branch, Session, SessionEvent, SessionId};
 
 use crate::clock::Clock;

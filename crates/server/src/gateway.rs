@@ -31,7 +31,7 @@ use baton_agent::protocol::{AGENT_NAME, AGENT_PATH, CLAUDE_NAME, Job, SOCKET_NAM
 use baton_domain::coordination::coordinates;
 use baton_domain::ending::Usage;
 use baton_domain::overlap::Touched;
-use baton_domain::waiting::UsageLimit;
+use baton_domain::pauses::UsageLimit;
 use baton_domain::{Attempt, Repository, Session, SessionId};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
@@ -121,6 +121,8 @@ pub struct Gate {
     launched_at: OnceLock<Timestamp>,
     /// Whether its agent has connected.
     heard: AtomicBool,
+    /// Since when its agent is not connected; none while it is.
+    absent_since: Mutex<Option<Timestamp>>,
     repository: Repository,
     /// Shared by all gates.
     touched: Arc<Mutex<Touched>>,
@@ -268,6 +270,16 @@ impl Gateway {
         }
     }
 
+    /// Since when the attempt's agent, which may have its job, is not connected; none where it is.
+    #[must_use]
+    pub fn absent_since(&self, session: SessionId, attempt: Attempt) -> Option<Timestamp> {
+        let gate = self.gate(session, attempt)?;
+        match *gate.handout() {
+            Handout::Unknown | Handout::Given => *gate.absent_since(),
+            Handout::NotYet | Handout::Withheld => None,
+        }
+    }
+
     /// Keeps the job from the attempt's agent for good; false where it may have it already.
     #[must_use]
     pub fn withhold(&self, session: SessionId, attempt: Attempt) -> bool {
@@ -318,6 +330,7 @@ impl Gateway {
 impl Gate {
     fn new(session: &Session, gateway: &Gateway, handout: Handout) -> Self {
         let parts = Arc::clone(&gateway.parts);
+        let now = parts.clock.now();
         let export = GitExport::new(
             parts.repos.mirror_path(&session.project.repository),
             base_ref(session.id, session.attempt),
@@ -345,6 +358,7 @@ impl Gate {
             handout: Mutex::new(handout),
             launched_at: OnceLock::new(),
             heard: AtomicBool::new(false),
+            absent_since: Mutex::new(Some(now)),
             repository: session.project.repository.clone(),
             touched: Arc::clone(&gateway.touched),
             gates: Arc::downgrade(&gateway.gates),
@@ -403,6 +417,19 @@ impl Gate {
         *handout == Handout::Given
     }
 
+    /// Notes that the agent is connected, until what is given back is dropped.
+    #[must_use]
+    fn present(&self) -> Present<'_> {
+        self.heard.store(true, Ordering::Relaxed);
+        *self.absent_since() = None;
+        Present(self)
+    }
+
+    fn absent_since(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        let since = self.absent_since.lock();
+        since.unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn handout(&self) -> MutexGuard<'_, Handout> {
         self.handout.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -413,6 +440,15 @@ impl Gate {
         let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *newest, mine.clone()).cancel();
         mine
+    }
+}
+
+/// The agent is connected while this lives.
+struct Present<'a>(&'a Gate);
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        *self.0.absent_since() = Some(self.0.parts.clock.now());
     }
 }
 

@@ -185,7 +185,7 @@ impl Handler {
         context: &RequestContext<RoleServer>,
     ) -> Result<CallToolResponse, ApiError> {
         let arguments = Arguments::new(request.arguments);
-        if tool == Tool::Wait {
+        let Some(operation) = arguments.operation_of(tool)? else {
             let wait = wait::wait(&self.orchestrator, self.caller, &arguments, context);
             return tokio::select! {
                 answer = wait => answer,
@@ -194,8 +194,8 @@ impl Handler {
                     wait::at_once(&self.orchestrator, self.caller, &arguments).await
                 }
             };
-        }
-        let answer = call::call(&self.orchestrator, self.caller, tool, &arguments).await?;
+        };
+        let answer = call::call(&self.orchestrator, self.caller, operation, &arguments).await?;
         Ok(answer.into_result().into())
     }
 }

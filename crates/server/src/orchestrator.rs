@@ -4,6 +4,7 @@
 //! the reconciler does, woken after each change.
 
 mod coordination;
+mod introductions;
 mod orchestrate;
 mod output;
 mod status_detail;

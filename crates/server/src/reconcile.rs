@@ -18,11 +18,11 @@ use std::time::Duration;
 use baton_domain::coordination::is_abandoned;
 use baton_domain::dependencies;
 use baton_domain::observe::{Sandboxes, Snapshot, losses};
+use baton_domain::pauses::{next_change, resumptions};
 use baton_domain::plan::{Action, Limits, plan};
 use baton_domain::sandbox::{Sandbox, SandboxState, sandbox_id};
 use baton_domain::schedule::Durations;
 use baton_domain::session::{SessionState, Standing};
-use baton_domain::waiting::{next_change, resumptions};
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
@@ -43,10 +43,10 @@ use crate::conclude::Concluder;
 use crate::config::KindLimits;
 use crate::gateway::Gateway;
 use crate::landing::Lander;
+use crate::open_waits::OpenWaits;
 use crate::runtime::{Runtime, RuntimeError};
 use crate::store::Store;
 use crate::transition::apply;
-use crate::waits::OpenWaits;
 
 /// How long a lost wake-up may go unnoticed, and how often the sandboxes are listed.
 const TICK: Duration = Duration::from_secs(30);
@@ -250,6 +250,13 @@ impl Reconciler {
             let since = gateway.unheard(session, attempt)?;
             Some(((session, attempt), since))
         });
+        let attempts = sessions
+            .iter()
+            .filter_map(|session| Some((session.id, session.state.live_attempt()?)));
+        let absent = attempts.filter_map(|(session, attempt)| {
+            let since = gateway.absent_since(session, attempt)?;
+            Some(((session, attempt), since))
+        });
         Snapshot {
             sandboxes: Sandboxes {
                 seen: self.seen.clone(),
@@ -258,6 +265,7 @@ impl Reconciler {
                 host_rebooted: self.host_rebooted,
                 untold: untold.collect(),
                 unheard: unheard.collect(),
+                absent: absent.collect(),
             },
             orchestrations: self.parts.gateway.bounds(&sessions),
             sessions,

@@ -24,12 +24,12 @@ use crate::image::{self, ImageState};
 use crate::landing::Lander;
 use crate::launch::Jobs;
 use crate::mcp::{self, SandboxDoor};
+use crate::open_waits::OpenWaits;
 use crate::orchestrator::{Admission, Ids, Orchestrator, OrchestratorParts, RandomIds};
 use crate::reconcile::{Reconciler, ReconcilerParts, ReconcilerSettings, RuntimeHealth};
 use crate::repos::{RepoSettings, Repos};
 use crate::runtime::{DockerRuntime, Runtime};
 use crate::store::{Store, StoreSettings};
-use crate::waits::OpenWaits;
 
 /// How long the first look at the runtime may hold up the first request.
 const FIRST_LOOK_WAIT: Duration = Duration::from_secs(2);

@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("runtime", &["failpoint"]),
     ("repos", &["failpoint"]),
     ("transition", &["clock", "store"]),
-    ("waits", &["clock", "failpoint", "store", "transition"]),
+    ("open_waits", &["clock", "failpoint", "store", "transition"]),
     ("launch", &["claude", "clock", "config", "repos", "store"]),
     (
         "conclude",
@@ -57,7 +57,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "failpoint",
             "store",
             "transition",
-            "waits",
+            "open_waits",
         ],
     ),
     (
@@ -86,7 +86,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "runtime",
             "store",
             "transition",
-            "waits",
+            "open_waits",
         ],
     ),
     ("api", &["orchestrator", "store"]),
@@ -110,7 +110,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "repos",
             "runtime",
             "store",
-            "waits",
+            "open_waits",
         ],
     ),
     (

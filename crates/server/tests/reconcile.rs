@@ -6,10 +6,10 @@
 mod coordination;
 #[path = "reconcile/landing.rs"]
 mod landing;
+#[path = "reconcile/pauses.rs"]
+mod pauses;
 #[path = "reconcile/saving.rs"]
 mod saving;
-#[path = "reconcile/waiting.rs"]
-mod waiting;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,6 +25,7 @@ use baton::gateway::model::{ModelGateway, ModelSettings};
 use baton::gateway::{Gateway, GatewayParts};
 use baton::landing::Lander;
 use baton::launch::Jobs;
+use baton::open_waits::OpenWaits;
 use baton::orchestrator::{
     Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds,
 };
@@ -34,10 +35,9 @@ use baton::runtime::fake::{FakeRuntime, Verb, unreachable};
 use baton::runtime::{Runtime, RuntimeError, Volumes};
 use baton::store::{EventBody, Store, StoreSettings};
 use baton::transition::apply;
-use baton::waits::OpenWaits;
 use baton_domain::coordination::CoordinationLimits;
 use baton_domain::ending::{ClaudeResult, Ending, Usage};
-use baton_domain::waiting::LAUNCHES_LOST_MAX;
+use baton_domain::pauses::LAUNCHES_LOST_MAX;
 use baton_domain::{Attempt, Kind, Project, SessionEvent, SessionId, SessionState, sandbox_id};
 use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use baton::clock::{Clock, SystemClock};
+use baton::open_waits::OpenWaits;
 use baton::orchestrator::{
     Accepted, Admission, NewSession, Orchestrator, OrchestratorParts, RandomIds, Refusal,
 };
 use baton::store::{OutputLine, Store, StoreSettings};
 use baton::transition;
-use baton::waits::OpenWaits;
 use baton_agent::protocol::{Ending, Exit, Stream};
 use baton_domain::coordination::CoordinationLimits;
 use baton_domain::ending::{ClaudeResult, Outcome};

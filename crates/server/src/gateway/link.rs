@@ -2,14 +2,13 @@
 //! are acknowledged when they are stored for good.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use baton_agent::protocol::{Frame, FrameError, Hello, Note, Numbered, Say, Stream};
 use baton_domain::SessionEvent;
 use baton_domain::output::usage_limit;
+use baton_domain::pauses::{LIMIT_PRINTED_MAX, UsageLimit};
 use baton_domain::session::SessionState;
-use baton_domain::waiting::{LIMIT_PRINTED_MAX, UsageLimit};
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -70,7 +69,7 @@ where
         }
         () = superseded.cancelled() => return Ok(()),
     };
-    gate.heard.store(true, Ordering::Relaxed);
+    let _present = gate.present();
     let acked = gate.parts.store.acked(gate.session, gate.attempt).await?;
     tracing::debug!(session = %gate.session, last_seq = hello.last_seq, acked, "agent connected");
     send(&mut writer, &Frame::Ack(acked)).await?;

@@ -201,7 +201,7 @@ impl ModelGateway {
     /// Answers of our own have the API's error shape: 404 for anything but messages, token
     /// counts and models; 401 without a credential; 502 when the API cannot be reached, which
     /// clients repeat by themselves. An answer that refuses for the account's usage limit has a
-    /// [`UsageLimit`](baton_domain::waiting::UsageLimit) among its extensions, and tells clients
+    /// [`UsageLimit`](baton_domain::pauses::UsageLimit) among its extensions, and tells clients
     /// not to repeat it.
     pub async fn forward(
         &self,

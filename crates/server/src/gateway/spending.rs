@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::response::Response;
 use baton_domain::budget::{Bounds, Budget};
-use baton_domain::waiting::{LIMIT_TOLD_MAX, UsageLimit};
+use baton_domain::pauses::{LIMIT_TOLD_MAX, UsageLimit};
 use baton_domain::{Attempt, OrchestrationId, Session, SessionEvent, SessionId};
 
 use super::model::{TokenCounts, budget_spent};

@@ -8,6 +8,7 @@ use baton_domain::waits::WaitMode;
 use rmcp::model::JsonObject;
 use serde_json::{Map, Value, json};
 
+use super::tools::Tool;
 use crate::api::{self, ApiError, Operation};
 
 /// The most sessions that one call waits for.
@@ -70,7 +71,6 @@ pub(super) struct Arguments(Map<String, Value>);
 pub(super) struct OutputWanted {
     /// Whether all of the log is to be read, page by page.
     pub(super) detailed: bool,
-    pub(super) cursor: Option<crate::orchestrator::OutputCursor>,
     /// The most characters of log; the tool's own measure when absent.
     pub(super) chars_max: Option<usize>,
 }
@@ -113,8 +113,26 @@ impl Arguments {
         }
     }
 
+    /// The operation that a tool is called for; `wait_for_session` is none.
+    pub(super) fn operation_of(&self, tool: Tool) -> Result<Option<Operation>, ApiError> {
+        let operation = match tool {
+            Tool::Wait => return Ok(None),
+            Tool::Create => self.create(),
+            Tool::Start => self.start(),
+            Tool::Status => self.of_session("session.get"),
+            Tool::Output => self.output(),
+            Tool::List => self.list(),
+            Tool::Cancel => self.cancel(),
+            Tool::Retry => self.of_session("session.retry"),
+            Tool::Message => self.message(),
+            Tool::Orchestrate => self.orchestrate(),
+            Tool::Orchestration => self.of_orchestration("orchestration.get"),
+        };
+        operation.map(Some)
+    }
+
     /// `create_claude_session`
-    pub(super) fn create(&self) -> Result<Operation, ApiError> {
+    fn create(&self) -> Result<Operation, ApiError> {
         if !self.has("sessionType") {
             return Err(ApiError::field(
                 "sessionType",
@@ -133,13 +151,13 @@ impl Arguments {
     }
 
     /// Operations on one session that need no more than its id.
-    pub(super) fn of_session(&self, operation: &str) -> Result<Operation, ApiError> {
+    fn of_session(&self, operation: &str) -> Result<Operation, ApiError> {
         self.operation(operation, self.picked(&["sessionId"]).into())
     }
 
     /// `start_claude_session`: one session, or all of an orchestration.
-    pub(super) fn start(&self) -> Result<Operation, ApiError> {
-        if self.has("sessionId") || !self.has("orchestrationId") {
+    fn start(&self) -> Result<Operation, ApiError> {
+        if !self.names_an_orchestration() {
             return self.of_session("session.start");
         }
         let mut fields = self.picked(&["orchestrationId"]);
@@ -150,8 +168,16 @@ impl Arguments {
         self.operation("orchestration.start", fields.into())
     }
 
+    /// `cancel_session`: one session, or all of an orchestration.
+    fn cancel(&self) -> Result<Operation, ApiError> {
+        match self.names_an_orchestration() {
+            true => self.of_orchestration("orchestration.cancel"),
+            false => self.of_session("session.cancel"),
+        }
+    }
+
     /// `message_session`
-    pub(super) fn message(&self) -> Result<Operation, ApiError> {
+    fn message(&self) -> Result<Operation, ApiError> {
         let mut fields = self.picked(&["sessionId", "text"]);
         let options = self.picked(&["maxCostUsd"]);
         if !options.is_empty() {
@@ -161,7 +187,7 @@ impl Arguments {
     }
 
     /// `list_sessions`
-    pub(super) fn list(&self) -> Result<Operation, ApiError> {
+    fn list(&self) -> Result<Operation, ApiError> {
         let mut fields = self.picked(&["orchestrationId", "status", "cursor"]);
         let limit = self.number("limit", 1..=LIST_MAX)?;
         fields.insert(
@@ -172,7 +198,7 @@ impl Arguments {
     }
 
     /// `orchestrate`
-    pub(super) fn orchestrate(&self) -> Result<Operation, ApiError> {
+    fn orchestrate(&self) -> Result<Operation, ApiError> {
         let strategy = self.picked(&["dependencyMode", "planner", "parallelSessions", "gate"]);
         let mut fields = self.picked(&["autoStart", "sessionType"]);
         fields.insert("project".to_owned(), self.project().into());
@@ -190,36 +216,29 @@ impl Arguments {
         self.operation("orchestrate", fields.into())
     }
 
-    /// `get_orchestration`
-    pub(super) fn of_orchestration(&self) -> Result<Operation, ApiError> {
-        let fields = self.picked(&["orchestrationId"]);
-        self.operation("orchestration.get", fields.into())
+    /// Operations on an orchestration that need no more than its id.
+    fn of_orchestration(&self, operation: &str) -> Result<Operation, ApiError> {
+        self.operation(operation, self.picked(&["orchestrationId"]).into())
     }
 
     /// `get_session_output`
-    pub(super) fn output(&self) -> Result<(Operation, OutputWanted), ApiError> {
+    fn output(&self) -> Result<Operation, ApiError> {
+        let fields = self.picked(&["sessionId", "cursor"]);
+        self.operation("session.output", fields.into())
+    }
+
+    /// How much `get_session_output` is to give.
+    pub(super) fn output_wanted(&self) -> Result<OutputWanted, ApiError> {
         let detailed = match self.0.get("detail").map(Value::as_str) {
             None | Some(Some("concise")) => false,
             Some(Some("detailed")) => true,
             Some(_) => return Err(ApiError::field("detail", "must be concise or detailed")),
         };
-        let operation = self.operation(
-            "session.output",
-            self.picked(&["sessionId", "cursor"]).into(),
-        )?;
-        let cursor = match &operation {
-            Operation::SessionOutput { cursor, .. } => *cursor,
-            _ => None,
-        };
         let chars_max = self.number("maxChars", 100..=OUTPUT_CHARS_MAX)?;
-        Ok((
-            operation,
-            OutputWanted {
-                detailed: detailed || cursor.is_some(),
-                cursor,
-                chars_max: chars_max.and_then(|chars| usize::try_from(chars).ok()),
-            },
-        ))
+        Ok(OutputWanted {
+            detailed,
+            chars_max: chars_max.and_then(|chars| usize::try_from(chars).ok()),
+        })
     }
 
     /// `wait_for_session`: for whom, for how many of them, and how many seconds at most.
@@ -260,6 +279,11 @@ impl Arguments {
             Some(_) => return Err(ApiError::field("mode", "must be all or any")),
         };
         Ok((ids, mode, self.number("timeoutSeconds", 0..=WAIT_S_MAX)?))
+    }
+
+    /// Whether it is all of an orchestration that is meant, not one session.
+    fn names_an_orchestration(&self) -> bool {
+        self.has("orchestrationId") && !self.has("sessionId")
     }
 
     fn project(&self) -> Map<String, Value> {

@@ -1,9 +1,8 @@
-//! One tool called: arguments in, one operation, an answer out.
+//! One operation that a tool was called for, and the tool's answer.
 
 use std::collections::VecDeque;
 
-use baton_domain::coordination::CoordinationRefusal;
-use baton_domain::{OrchestrationId, Status};
+use baton_domain::{OrchestrationId, SessionId, Status};
 use rmcp::model::{CallToolResult, ContentBlock, Resource};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -11,7 +10,6 @@ use serde_json::{Value, json};
 use super::answers;
 use super::arguments::{Arguments, OutputWanted, told_of_arguments};
 use super::resources;
-use super::tools::Tool;
 use crate::api::{self, ApiError, ListQuery, Operation};
 use crate::orchestrator::{
     Accepted, Caller, NewSession, Once, Orchestrated, Orchestrator, OrchestratorError,
@@ -74,32 +72,21 @@ pub(super) fn refused(error: ApiError) -> CallToolResult {
     CallToolResult::error(vec![ContentBlock::text(told.to_string())])
 }
 
-/// Calls a tool that answers at once: each but `wait_for_session`.
+/// Does what a tool was called for; `arguments` say how to answer it.
 pub(super) async fn call(
     orchestrator: &Orchestrator,
     caller: Caller,
-    tool: Tool,
+    operation: Operation,
     arguments: &Arguments,
 ) -> Result<Answer, ApiError> {
-    let operation = match tool {
-        Tool::Create => arguments.create()?,
-        Tool::Start => arguments.start()?,
-        Tool::Status | Tool::Wait => arguments.of_session("session.get")?,
-        Tool::Cancel => arguments.of_session("session.cancel")?,
-        Tool::Retry => arguments.of_session("session.retry")?,
-        Tool::Message => arguments.message()?,
-        Tool::List => arguments.list()?,
-        Tool::Orchestrate => arguments.orchestrate()?,
-        Tool::Orchestration => arguments.of_orchestration()?,
-        Tool::Output => {
-            let (operation, wanted) = arguments.output()?;
-            return output(orchestrator, caller, &operation, &wanted).await;
-        }
-    };
     let key = arguments.key()?;
-    // One that makes sessions takes its turn by itself.
     let _alone = match operation {
+        // One that makes sessions takes its turn by itself.
         Operation::SessionCreate(_) => None,
+        Operation::SessionGet(_)
+        | Operation::SessionOutput { .. }
+        | Operation::SessionList(_)
+        | Operation::OrchestrationGet(_) => None,
         _ => orchestrator.alone(caller).await,
     };
     let told = |details: &SessionDetails| answers::session(orchestrator, details);
@@ -112,6 +99,10 @@ pub(super) async fn call(
         Operation::SessionGet(id) => {
             orchestrator.permits(caller, id).await?;
             told(&orchestrator.session(id).await?)
+        }
+        Operation::SessionOutput { id, cursor, .. } => {
+            orchestrator.permits(caller, id).await?;
+            return output(orchestrator, id, cursor, &arguments.output_wanted()?).await;
         }
         Operation::SessionCancel(id) => {
             orchestrator.permits(caller, id).await?;
@@ -137,6 +128,7 @@ pub(super) async fn call(
         }
         Operation::SessionList(query) => list(orchestrator, caller, query).await?,
         Operation::Orchestrate(new) => {
+            orchestrator.permits_whole(caller)?;
             let auto_start = new.auto_start;
             let told = |made: &Orchestrated| answers::orchestrated(made, auto_start);
             let render = rendering(told);
@@ -148,23 +140,20 @@ pub(super) async fn call(
             answers::orchestration(&orchestrator.orchestration(id).await?)
         }
         Operation::OrchestrationStart(id, max_cost_usd) => {
-            if let Caller::Session(_) = caller {
-                return Err(OrchestratorError::from(CoordinationRefusal::NotForYou).into());
-            }
+            orchestrator.permits_whole(caller)?;
             let started = orchestrator.start_orchestration(id, max_cost_usd).await?;
             answers::orchestration(&started)
         }
-        // No tool asks for these.
-        Operation::SessionOutput { .. } | Operation::OrchestrationCancel(_) => Value::Null,
+        Operation::OrchestrationCancel(id) => {
+            orchestrator.permits_whole(caller)?;
+            answers::orchestration(&orchestrator.cancel_orchestration(id).await?)
+        }
     }
     .into())
 }
 
 /// Starts a session. Whoever repeats that, because no answer came, is told how it stands.
-async fn started(
-    orchestrator: &Orchestrator,
-    id: baton_domain::SessionId,
-) -> Result<SessionDetails, ApiError> {
+async fn started(orchestrator: &Orchestrator, id: SessionId) -> Result<SessionDetails, ApiError> {
     match orchestrator.start_session(id).await {
         Err(OrchestratorError::InvalidTransition {
             status: Status::Initializing | Status::Queued | Status::Running | Status::Completed,
@@ -239,7 +228,7 @@ async fn list(
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct OutputAnswer<'a> {
-    session_id: baton_domain::SessionId,
+    session_id: SessionId,
     status: Status,
     summary: String,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
@@ -260,16 +249,15 @@ struct OutputAnswer<'a> {
 
 async fn output(
     orchestrator: &Orchestrator,
-    caller: Caller,
-    operation: &Operation,
+    id: SessionId,
+    cursor: Option<OutputCursor>,
     wanted: &OutputWanted,
 ) -> Result<Answer, ApiError> {
-    let Operation::SessionOutput { id, .. } = *operation else {
-        return Ok(Value::Null.into());
-    };
-    orchestrator.permits(caller, id).await?;
-    let mut log = match wanted.detailed {
-        true => page(orchestrator, id, wanted).await?,
+    let mut log = match wanted.detailed || cursor.is_some() {
+        true => {
+            let chars_max = wanted.chars_max.unwrap_or(PAGE_CHARS);
+            page(orchestrator, id, cursor, chars_max).await?
+        }
         false => tail(orchestrator, id, wanted.chars_max.unwrap_or(TAIL_CHARS)).await?,
     };
     let details = &log.details;
@@ -308,15 +296,13 @@ struct Log {
 /// The log from a place on, as many lines as fit.
 async fn page(
     orchestrator: &Orchestrator,
-    id: baton_domain::SessionId,
-    wanted: &OutputWanted,
+    id: SessionId,
+    cursor: Option<OutputCursor>,
+    chars_max: usize,
 ) -> Result<Log, ApiError> {
-    let chars_max = wanted.chars_max.unwrap_or(PAGE_CHARS);
     let mut lines_max = PAGE_LINES_MAX;
     loop {
-        let read = orchestrator
-            .session_output(id, wanted.cursor, lines_max)
-            .await?;
+        let read = orchestrator.session_output(id, cursor, lines_max).await?;
         let lines = read.logs.unwrap_or_default();
         // One line that is longer than all that may be told is cut; its rest is in the log.
         let kept = fitting(lines.iter(), chars_max).max(1);
@@ -338,7 +324,7 @@ async fn page(
 /// The end of the log.
 async fn tail(
     orchestrator: &Orchestrator,
-    id: baton_domain::SessionId,
+    id: SessionId,
     chars_max: usize,
 ) -> Result<Log, ApiError> {
     let newest = *orchestrator.watch_events(id).borrow();

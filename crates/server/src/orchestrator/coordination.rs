@@ -19,9 +19,9 @@ use uuid::Uuid;
 use super::{
     Accepted, NewSession, Once, Orchestrator, OrchestratorError, OrchestratorParts, SessionDetails,
 };
+use crate::open_waits::Wait;
 use crate::store::{Orchestration, PAGE_SESSIONS_MAX, SessionQuery, StoreError, Transition};
 use crate::transition::TransitionError;
-use crate::waits::Wait;
 
 /// How often the cancel of a session with its children is decided anew when others were faster.
 const DECISIONS_MAX: usize = 16;
@@ -115,8 +115,8 @@ impl Orchestrator {
         }
     }
 
-    /// Held while a coordination session's call is checked and done, so that it is not cancelled
-    /// with its children in between; nothing for clients.
+    /// Held while what a coordination session asks for is checked and done that changes anything,
+    /// so that it is not cancelled with its children in between; nothing for clients.
     pub async fn alone(&self, caller: Caller) -> Option<OwnedMutexGuard<()>> {
         match caller {
             Caller::Client => None,
@@ -157,6 +157,17 @@ impl Orchestrator {
             None => Ok(()),
             Some(own) if own == id => Ok(()),
             Some(_) => Err(CoordinationRefusal::NotYourOrchestration(id).into()),
+        }
+    }
+
+    /// Refuses a coordination session what is done to an orchestration as a whole, its own too.
+    ///
+    /// # Errors
+    /// [`OrchestratorError::Coordination`].
+    pub fn permits_whole(&self, caller: Caller) -> Result<(), OrchestratorError> {
+        match caller {
+            Caller::Client => Ok(()),
+            Caller::Session(_) => Err(CoordinationRefusal::NotForYou.into()),
         }
     }
 

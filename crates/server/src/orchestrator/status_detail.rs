@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use baton_domain::pauses::{account_limit, is_afforded, may_launch};
 use baton_domain::session::{SessionState, Standing};
 use baton_domain::steering::Pause;
-use baton_domain::waiting::{account_limit, is_afforded, may_launch};
 use baton_domain::{Session, SessionId, Status};
 
 use super::{Orchestrator, SessionDetails};

@@ -17,8 +17,8 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::open_waits::OpenWaits;
 use crate::store::{Orchestration, Store, StoreError};
-use crate::waits::OpenWaits;
 
 /// Makes names for new things. No name is ever given twice.
 pub trait Ids: Send + Sync {

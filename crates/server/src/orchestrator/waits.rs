@@ -1,5 +1,4 @@
-//! What is kept for clients: waits for sessions, which change nothing about them, however they end;
-//! and who the clients are.
+//! Waits for sessions, which change nothing about them, however they end.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -179,28 +178,6 @@ impl Orchestrator {
             self.parts.store.keep_wait(id, wait).await?;
         }
         Ok(true)
-    }
-
-    /// Keeps what a client said of itself, or forgets it; see
-    /// [`Store::keep_introduction`](crate::store::Store::keep_introduction).
-    ///
-    /// # Errors
-    /// From the store.
-    pub async fn keep_introduction(
-        &self,
-        id: &str,
-        body: Option<String>,
-    ) -> Result<(), OrchestratorError> {
-        let now = self.parts.clock.now();
-        Ok(self.parts.store.keep_introduction(id, body, now).await?)
-    }
-
-    /// What a client said of itself; none where that is not known.
-    ///
-    /// # Errors
-    /// From the store.
-    pub async fn introduction(&self, id: &str) -> Result<Option<String>, OrchestratorError> {
-        Ok(self.parts.store.introduction(id).await?)
     }
 
     fn waited(&self, session: &Session, budgets: &Budgets) -> Waited {

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use baton_domain::ending::{FailureCode, Outcome};
+use baton_domain::pauses::launch_lost;
 use baton_domain::plan::{Action, Volumes};
 use baton_domain::sandbox::{Sandbox, SandboxState};
 use baton_domain::session::SessionState;
-use baton_domain::waiting::launch_lost;
 use baton_domain::{Attempt, Kind, Session, SessionEvent, SessionId};
 
 use super::{ReconcilerParts, named};

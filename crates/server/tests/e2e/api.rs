@@ -41,6 +41,19 @@ impl Answer {
         self.json()
     }
 
+    /// Checks that it says what is not to be had now, by `code`, and when to ask again.
+    #[track_caller]
+    pub fn unavailable(&self, code: &str) {
+        assert_eq!(self.status, 503, "{}", self.text);
+        let body = self.json();
+        assert_eq!(body["success"], false);
+        assert_eq!(body["code"], code);
+        let retry_after = self.headers.get("retry-after");
+        let retry_after = retry_after.and_then(|value| value.to_str().ok());
+        let seconds: Option<u32> = retry_after.and_then(|value| value.parse().ok());
+        assert!(seconds > Some(0), "retry-after is {retry_after:?}");
+    }
+
     /// The body.
     #[track_caller]
     pub fn json(&self) -> Value {

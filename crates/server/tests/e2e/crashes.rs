@@ -39,7 +39,7 @@ async fn server_that_does_not_die() {
 }
 
 /// Everything that must be true however often the server died.
-async fn check(world: &World, remote: &Remote, id: &str, lines: usize) {
+pub async fn check(world: &World, remote: &Remote, id: &str, lines: usize) {
     let session = world.completed(id).await;
     assert_eq!(session["attempt"], 1);
     let events = world.events(id).await;

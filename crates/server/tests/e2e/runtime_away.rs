@@ -6,7 +6,7 @@ use serde_json::json;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::api::{Answer, wrapped};
+use crate::api::wrapped;
 use crate::fake_claude::steps;
 use crate::world::{SESSION_LIMIT, World, eventually, text};
 
@@ -18,20 +18,6 @@ fn create() -> serde_json::Value {
     )
 }
 
-#[track_caller]
-fn check_refused(answer: &Answer, code: &str) {
-    assert_eq!(answer.status, 503, "{}", answer.text);
-    let body = answer.json();
-    assert_eq!(body["success"], false);
-    assert_eq!(body["code"], code);
-    let retry_after = answer
-        .headers
-        .get("retry-after")
-        .and_then(|value| value.to_str().ok());
-    let seconds: Option<u32> = retry_after.and_then(|value| value.parse().ok());
-    assert!(seconds > Some(0), "retry-after is {retry_after:?}");
-}
-
 #[tokio::test]
 async fn server_without_a_runtime_starts_says_so_and_can_be_read() {
     let mut world = World::with_scripts([]).await;
@@ -41,7 +27,11 @@ async fn server_without_a_runtime_starts_says_so_and_can_be_read() {
         let health = world.api.get(path).await;
         assert_eq!(health.json()["status"], "degraded", "{}", health.text);
     }
-    check_refused(&world.api.webhook(&create()).await, "runtime_unavailable");
+    world
+        .api
+        .webhook(&create())
+        .await
+        .unavailable("runtime_unavailable");
     let listed = world.api.call("session.list", json!({})).await;
     assert_eq!(listed["data"]["sessions"], json!([]));
 }
@@ -63,7 +53,11 @@ async fn session_that_was_accepted_waits_for_the_runtime_to_come_back() {
     world.start_server().await;
     assert_eq!(world.session(&id).await["status"], "initializing");
     let start = wrapped("session.start", json!({ "sessionId": id }));
-    check_refused(&world.api.webhook(&start).await, "runtime_unavailable");
+    world
+        .api
+        .webhook(&start)
+        .await
+        .unavailable("runtime_unavailable");
     world.stop_server().await;
     match docker_host {
         Some(docker_host) => world.set("DOCKER_HOST", docker_host),
@@ -82,7 +76,7 @@ async fn missing_image_is_named_and_never_pulled() {
     let health = world.api.get("/health").await;
     assert_eq!(health.json()["status"], "degraded", "{}", health.text);
     let answer = world.api.webhook(&create()).await;
-    check_refused(&answer, "image_missing");
+    answer.unavailable("image_missing");
     assert!(
         answer.text.contains("baton-test-no-such-image:none"),
         "{}",
@@ -160,7 +154,11 @@ async fn session_runs_on_while_the_runtime_is_out_of_reach() {
     world.until(&id, "running").await;
     way.cut().await;
     health("degraded").await;
-    check_refused(&world.api.webhook(&create()).await, "runtime_unavailable");
+    world
+        .api
+        .webhook(&create())
+        .await
+        .unavailable("runtime_unavailable");
     // Its link to the server does not go by way of Docker.
     let session = world.completed(&id).await;
     assert_eq!(session["output"]["summary"], "Done.");

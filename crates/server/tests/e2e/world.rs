@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -58,8 +59,67 @@ pub struct World {
     /// The label of everything in Docker.
     pub instance: String,
     dir: TempDir,
+    data_dir: PathBuf,
     environment: BTreeMap<&'static str, String>,
     server: Option<Child>,
+}
+
+/// Chosen here, so that what happens in Docker can be watched from the beginning.
+fn name_instance(data_dir: &Path, instance: &str) {
+    std::fs::write(data_dir.join("instance"), instance).expect("the instance's name");
+}
+
+/// A file system of a few MiB, gone with this. To make one takes root.
+pub struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(path: &Path, mib: u64) -> Self {
+        std::fs::create_dir(path).expect("a place for the disk");
+        let size = format!("size={mib}m,mode=0700");
+        let mount = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "baton-test"])
+            .arg(path)
+            .output()
+            .expect("mount can be run");
+        let complaints = String::from_utf8_lossy(&mount.stderr);
+        assert!(mount.status.success(), "no disk: {complaints}");
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// Leaves no room on it.
+    pub fn fill(&self) {
+        let mut filler = File::create(self.filler()).expect("a file");
+        let block = [0; 4096];
+        let full = loop {
+            if let Err(full) = filler.write_all(&block) {
+                break full;
+            }
+        };
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
+    }
+
+    /// Gives the room back.
+    pub fn free(&self) {
+        std::fs::remove_file(self.filler()).expect("it was filled");
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.path.join("filler")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The server may have files open on it; it goes when they are closed.
+        let _ended = Command::new("umount")
+            .arg("--lazy")
+            .arg(&self.path)
+            .status();
+    }
 }
 
 impl World {
@@ -98,8 +158,7 @@ impl World {
         let instance = format!("e2e-{}", uuid::Uuid::new_v4().simple());
         let data_dir = dir.path().join("data");
         std::fs::create_dir(&data_dir).expect("a data directory");
-        // Chosen here, so that what happens in Docker can be watched from the beginning.
-        std::fs::write(data_dir.join("instance"), &instance).expect("the instance's name");
+        name_instance(&data_dir, &instance);
         let remotes = dir.path().join("remotes");
         std::fs::create_dir(&remotes).expect("a directory for remotes");
         let mut environment = BTreeMap::from([
@@ -127,6 +186,7 @@ impl World {
             model,
             instance,
             dir,
+            data_dir,
             environment,
             server: None,
         }
@@ -144,6 +204,15 @@ impl World {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = free.local_addr().expect("its address");
         self.set("BATON_LISTEN", address);
+    }
+
+    /// Gives the server a data directory on a disk of its own, of so many MiB.
+    pub fn on_a_disk_of(&mut self, mib: u64) -> SmallDisk {
+        let disk = SmallDisk::mount(&self.dir.path().join("disk"), mib);
+        name_instance(&disk.path, &self.instance);
+        self.data_dir.clone_from(&disk.path);
+        self.set("BATON_DATA_DIR", disk.path.display().to_string());
+        disk
     }
 
     /// Removes a variable from the server's environment, for its next start.
@@ -256,7 +325,7 @@ impl World {
 
     /// The server's data directory.
     pub fn data_dir(&self) -> PathBuf {
-        self.dir.path().join("data")
+        self.data_dir.clone()
     }
 
     /// How many directories with sockets for sandboxes there are.
@@ -429,7 +498,8 @@ impl World {
         }
     }
 
-    async fn events_after(&self, id: &str, seq: u64) -> Vec<Value> {
+    /// A page of a session's events, from the one after `seq` on.
+    pub async fn events_after(&self, id: &str, seq: u64) -> Vec<Value> {
         let path = format!("/api/v1/sessions/{id}/events?after={seq}");
         let Answer { status, text, .. } = self.api.get(&path).await;
         assert_eq!(status, 200, "{text}");

@@ -281,6 +281,19 @@ async fn an_orchestration_is_made_of_the_sessions_named() {
         .await;
     assert_eq!(rest["sessions"][0]["sessionId"], sessions[0]["sessionId"]);
     assert!(rest["nextCursor"].is_null());
+
+    let cancelled = app
+        .did(
+            "cancel_session",
+            json!({ "orchestrationId": made["orchestrationId"] }),
+        )
+        .await;
+    assert_eq!(cancelled["status"], "cancelled");
+    let statuses = cancelled["sessions"].as_array().expect("sessions").iter();
+    let statuses: Vec<&Value> = statuses.map(|one| &one["status"]).collect();
+    assert_eq!(statuses, ["cancelled"; 3]);
+    let neither = app.refused("cancel_session", json!({})).await;
+    assert_eq!(neither["error"], "sessionId is required");
 }
 
 #[tokio::test]

@@ -378,6 +378,11 @@ async fn a_coordination_session_uses_only_what_it_made() {
     let theirs = app.orchestration_of(other).await;
     let refusal = refused(orchestrator.permits_orchestration(caller, theirs));
     assert_eq!(refusal, CoordinationRefusal::NotYourOrchestration(theirs));
+    let refusal = refused(orchestrator.permits_whole(caller));
+    assert_eq!(refusal, CoordinationRefusal::NotForYou);
+    orchestrator
+        .permits_whole(Caller::Client)
+        .expect("anybody's");
 
     // Neither a session that coordinates nothing nor one that is over may ask for anything.
     for (id, why) in [(foreign, "no coordination"), (child, "not started")] {

@@ -4,8 +4,8 @@
 use baton::orchestrator::{
     Accepted, Caller, NewSession, Once, OrchestratorError, SessionDetails, WaitGuard,
 };
+use baton_domain::pauses::is_afforded;
 use baton_domain::session::Standing;
-use baton_domain::waiting::is_afforded;
 use baton_domain::{Session, SessionId, SessionState};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;

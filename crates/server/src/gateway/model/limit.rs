@@ -2,7 +2,7 @@
 //! Claude Code repeats by itself.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use baton_domain::waiting::UsageLimit;
+use baton_domain::pauses::UsageLimit;
 use jiff::{SignedDuration, Timestamp};
 
 const STATUS: HeaderName = HeaderName::from_static("anthropic-ratelimit-unified-status");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::State;
 use axum::routing::any;
-use baton_domain::waiting::UsageLimit;
+use baton_domain::pauses::UsageLimit;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;

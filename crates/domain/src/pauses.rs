@@ -1,5 +1,5 @@
-//! Waiting for something other than a slot: the end of a usage limit, a larger budget, a host that
-//! gets better.
+//! Pauses: what a session waits for that is neither a dependency nor a slot. The end of a usage
+//! limit, a larger budget, a host that gets better.
 //!
 //! All of it follows from the sessions as they are recorded, so a restart changes nothing.
 

@@ -2,10 +2,10 @@
 
 use baton::orchestrator::{Accepted, NewOrchestration, NewSession, OrchestratorError, Strategy};
 use baton_domain::decompose::{DependencyMode, ProposedGraph, ProposedSession};
-use baton_domain::ending::{ClaudeResult, Ending, Usage};
+use baton_domain::ending::{ABSENCE_MAX, ClaudeResult, Ending, Usage};
 use baton_domain::observe::CONNECT_WAIT;
+use baton_domain::pauses::{LAUNCHES_LOST_MAX, RESUME_STAGGER};
 use baton_domain::steering::Resume;
-use baton_domain::waiting::{LAUNCHES_LOST_MAX, RESUME_STAGGER};
 use baton_domain::{Attempt, Kind, OrchestrationId, Project, SessionEvent, SessionId};
 use jiff::{SignedDuration, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -499,7 +499,7 @@ async fn an_agent_that_never_connects_is_replaced_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn an_agent_that_another_server_may_have_told_what_to_do_has_all_the_time_it_needs() {
+async fn an_agent_that_another_server_may_have_told_what_to_do_has_more_time_but_not_for_ever() {
     let mut app = App::new(1).await;
     let id = app.create(&[]).await;
     app.settle().await;
@@ -508,5 +508,11 @@ async fn an_agent_that_another_server_may_have_told_what_to_do_has_all_the_time_
     app.clock.passed(CONNECT_WAIT + SECOND);
     app.settle().await;
     assert_eq!(app.states(&[id]).await, ["starting"]);
+    app.clock.passed(ABSENCE_MAX);
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["failed"]);
     assert_eq!(app.attempts(&[id]).await, [1]);
+    assert!(app.runtime.running().is_empty(), "its container is removed");
+    let error = format!("{:?}", app.state(id).await);
+    assert!(error.contains("not heard from for 10 minutes"), "{error}");
 }
