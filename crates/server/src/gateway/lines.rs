@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::store::{LINE_BYTES_MAX, OutputLine};
 
 /// A batch is stored when it holds this many bytes, or when no more output is there.
-pub const BATCH_BYTES: usize = 4 * 1024 * 1024;
+pub const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// When a line still goes on but this much has gathered behind it, the line is stored in parts.
 const PENDING_BYTES_MAX: usize = 2 * BATCH_BYTES;
 
