@@ -18,6 +18,10 @@ const KILLED_CODE: i64 = 137;
 /// second on a quiet machine. One that does not is replaced.
 pub const CONNECT_WAIT: SignedDuration = SignedDuration::from_secs(120);
 
+/// A runtime that comes back after it was out of reach says that what it took down ended no later
+/// than this after it was last asked in vain. What ends later ended by itself.
+const INTERRUPTION_MAX: SignedDuration = SignedDuration::from_secs(60);
+
 /// What the reconciler looks at in one pass.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -160,9 +164,13 @@ fn loss(session: &Session, attempt: Attempt, sandboxes: &Sandboxes) -> Option<Lo
             ..
         }) if *code != 0 => Some(Loss::OutOfMemory),
         _ if sandboxes.host_rebooted => Some(Loss::HostRebooted),
-        Some(SandboxState::Exited { code, .. }) => {
+        Some(SandboxState::Exited {
+            code, finished_at, ..
+        }) => {
             let since = launched_at(session);
-            let interrupted = sandboxes.interrupted_at.is_some_and(|at| Some(at) >= since);
+            let interrupted = sandboxes
+                .interrupted_at
+                .is_some_and(|at| Some(at) >= since && *finished_at <= at + INTERRUPTION_MAX);
             let restarted = *code == KILLED_CODE && interrupted;
             Some(if restarted {
                 Loss::RuntimeRestarted
@@ -388,6 +396,27 @@ mod tests {
             Some(exited(137, false)),
             interrupted,
             expect!["RuntimeRestarted"],
+        );
+        let long_ago = || Sandboxes {
+            interrupted_at: Some(at(11)),
+            ..complete()
+        };
+        let later = |finished_at| SandboxState::Exited {
+            code: 137,
+            oom_killed: false,
+            finished_at: at(finished_at),
+        };
+        check(
+            "a:running",
+            Some(later(71)),
+            long_ago(),
+            expect!["RuntimeRestarted"],
+        );
+        check(
+            "a:running",
+            Some(later(72)),
+            long_ago(),
+            expect!["Exited(137)"],
         );
         let before = Sandboxes {
             interrupted_at: Some(at(1)),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use baton_agent::protocol::{Checkout, Job, Merge, Timers};
 use baton_domain::ending::{FailureCode, Outcome};
 use baton_domain::{Attempt, Branch, Kind, Session, SessionId};
+use tokio::time::Instant;
 
 use crate::claude::{self, Contradiction, Precursor};
 use crate::clock::Clock;
@@ -16,10 +17,15 @@ use crate::store::{PAGE_SESSIONS_MAX, SessionQuery, Store, StoreError};
 
 /// Where sandboxes find their repository on the socket.
 pub const GIT_PATH: &str = "/git/repository.git";
-/// How often an unreachable remote is asked again before the session fails.
+/// How long a remote that does not answer is waited for before the session fails: hosts of
+/// repositories are away for minutes now and then, and whole graphs would fail for it.
+const REMOTE_WAIT_MAX: Duration = Duration::from_secs(30 * 60);
+/// How often one is asked that answers, and with something that may pass.
 const REMOTE_TRIES_MAX: u32 = 5;
 /// The pause after the first of these tries; it doubles.
 const REMOTE_PAUSE: Duration = Duration::from_millis(500);
+/// The longest pause.
+const REMOTE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The author of commits that are made in sandboxes.
 const AUTHOR: (&str, &str) = ("Claude", "claude@baton.invalid");
 
@@ -168,17 +174,29 @@ impl Jobs {
             let base = self.repos.resumed_base(request, resume.from).await;
             return base.map_err(|error| JobError::Hopeless(outcome(&error)));
         }
+        let begun = Instant::now();
+        let mut tries = 0;
         let mut pause = REMOTE_PAUSE;
-        for _ in 1..REMOTE_TRIES_MAX {
-            match self.repos.prepare_base(request).await {
-                Err(error) if error.is_retryable() => tokio::time::sleep(pause).await,
-                Err(error) => return Err(JobError::Hopeless(outcome(&error))),
+        loop {
+            let error = match self.repos.prepare_base(request).await {
                 Ok(base) => return Ok(base),
+                Err(error) => error,
+            };
+            tries += 1;
+            if !is_asked_again(&error, tries, begun.elapsed()) {
+                return Err(JobError::Hopeless(outcome(&error)));
             }
-            pause *= 2;
+            if tries == REMOTE_TRIES_MAX {
+                let text = format!(
+                    "The repository is asked for again, for up to {} minutes: {error}.",
+                    REMOTE_WAIT_MAX.as_secs() / 60
+                );
+                let now = self.clock.now();
+                self.store.append_note(session.id, &text, now).await?;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REMOTE_PAUSE_MAX);
         }
-        let last = self.repos.prepare_base(request).await;
-        last.map_err(|error| JobError::Hopeless(outcome(&error)))
     }
 
     async fn timers(&self, session: &Session) -> Result<Timers, JobError> {
@@ -271,6 +289,14 @@ fn local_branch(session: &Session) -> String {
     own_branch(session.id)
 }
 
+/// Whether a repository is asked for again that was not to be had `tries` times in `waited`.
+fn is_asked_again(error: &RepoError, tries: u32, waited: Duration) -> bool {
+    match error {
+        RepoError::RemoteUnreachable { .. } => waited < REMOTE_WAIT_MAX,
+        error => error.is_retryable() && tries < REMOTE_TRIES_MAX,
+    }
+}
+
 /// What a failure of git means for the session that needs it.
 #[must_use]
 pub fn outcome(error: &RepoError) -> Outcome {
@@ -279,4 +305,34 @@ pub fn outcome(error: &RepoError) -> Outcome {
         _ => FailureCode::CloneFailed,
     };
     Outcome::failed(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remote_that_is_away_is_waited_for_and_one_that_refuses_is_not() {
+        let repository = || "o/r".parse().expect("a repository");
+        let reason = || String::from("why");
+        let away = RepoError::RemoteUnreachable {
+            repository: repository(),
+            reason: reason(),
+        };
+        let refusing = RepoError::RepositoryNotFound {
+            repository: repository(),
+            reason: reason(),
+        };
+        let troubled = RepoError::Git {
+            step: "fetch",
+            repository: repository(),
+            stderr: reason(),
+        };
+        let minutes = |minutes: u64| Duration::from_secs(minutes * 60);
+        assert!(is_asked_again(&away, 40, minutes(29)));
+        assert!(!is_asked_again(&away, 40, minutes(30)));
+        assert!(!is_asked_again(&refusing, 1, minutes(0)));
+        assert!(is_asked_again(&troubled, 4, minutes(1)));
+        assert!(!is_asked_again(&troubled, 5, minutes(1)));
+    }
 }

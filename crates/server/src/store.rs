@@ -553,7 +553,7 @@ impl Store {
         })
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers, and the disk has room for what comes next.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`].
@@ -561,6 +561,7 @@ impl Store {
         if self.inner.requests.is_closed() {
             return Err(StoreError::closed());
         }
+        self.inner.appender.has_room().await?;
         self.inner.reads.ping().await
     }
 

@@ -17,8 +17,8 @@ use crate::launch::JobError;
 use crate::runtime::{Limits, RuntimeError, SandboxSpec};
 use crate::transition::{TransitionError, apply};
 
-/// How often a landing is tried while the remote doesn't answer: about two minutes.
-const CONCLUDE_TRIES_MAX: u32 = 9;
+/// How often a landing is tried while the remote doesn't answer: about half an hour.
+const CONCLUDE_TRIES_MAX: u32 = 65;
 const GIB: u64 = 1024 * 1024 * 1024;
 const MIB: u64 = 1024 * 1024;
 

@@ -24,6 +24,10 @@ const REMEMBERED_MAX: usize = 256;
 /// tail.
 const SEGMENTS_KEPT: u64 = 8;
 
+/// With less room on the disk than this the store counts as unavailable: a few batches of output
+/// are that large.
+const ROOM_BYTES_MIN: u64 = 8 * 1024 * 1024;
+
 /// None: to be read from the database first.
 type Remembered = Arc<AsyncMutex<Option<StoredOutput>>>;
 
@@ -161,6 +165,23 @@ impl Appender {
             dropped.segments.push(*segment);
         }
         Ok(dropped)
+    }
+
+    /// Whether the disk has room for what sessions are about to print.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it has not.
+    pub(super) async fn has_room(&self) -> Result<(), StoreError> {
+        let output_dir = self.output_dir.clone();
+        let free = blocking(move || rustix::fs::statvfs(&output_dir)).await?;
+        let free = free.map_err(|error| StoreError::io("look at the disk")(error.into()))?;
+        match free.f_bavail.saturating_mul(free.f_frsize) >= ROOM_BYTES_MIN {
+            true => Ok(()),
+            false => Err(StoreError::Unavailable {
+                what: "find room on the disk",
+                source: None,
+            }),
+        }
     }
 
     fn remembered(&self, id: SessionId) -> Remembered {

@@ -1,6 +1,6 @@
 //! A server whose disk is full.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::wrapped;
 use crate::crashes::check;
@@ -30,6 +30,14 @@ async fn session_goes_on_while_the_disk_is_full_and_its_output_waits() {
     });
     assert!(flows.await, "nothing is printed");
 
+    let health = async |status: &str, parts: Value| {
+        let seen = eventually(SESSION_LIMIT, async || {
+            let health = world.api.get("/health").await.json();
+            health["status"] == status && health["degraded"] == parts
+        });
+        assert!(seen.await, "health is never {status}");
+    };
+    health("ok", Value::Null).await;
     disk.fill();
     let waits = eventually(SESSION_LIMIT, async || {
         world.log().contains("output waits to be stored")
@@ -40,12 +48,14 @@ async fn session_goes_on_while_the_disk_is_full_and_its_output_waits() {
     let create = wrapped("session.create", session);
     let refused = world.api.webhook(&create).await;
     refused.unavailable("storage_unavailable");
+    health("degraded", json!(["storage"])).await;
     assert_eq!(world.session(&id).await["status"], "running");
     let listed = world.api.call("session.list", json!({})).await;
     let listed = listed["data"]["sessions"].as_array().map(Vec::len);
     assert_eq!(listed, Some(1), "what was refused left nothing behind");
 
     disk.free();
+    health("ok", Value::Null).await;
     check(&world, &remote, &id, LINES).await;
     let next = world.ran(&steps(json!([["result", "Done."]]))).await;
     assert_eq!(next["status"], "completed", "{next:#}");

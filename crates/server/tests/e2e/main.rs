@@ -21,6 +21,7 @@ mod own_image;
 mod pauses;
 mod planner;
 mod remote;
+mod remote_away;
 mod runtime_away;
 mod sealed;
 mod seed_bodies;

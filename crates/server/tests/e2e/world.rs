@@ -227,7 +227,7 @@ impl World {
 
     /// A remote repository with one commit of `files` on `main`.
     pub async fn remote(&self, name: &str, files: &[(&str, &str)]) -> Remote {
-        Remote::create(&self.dir.path().join("remotes"), name, files).await
+        Remote::create(&self.remotes(), name, files).await
     }
 
     // --- the server -------------------------------------------------------------------------------
@@ -326,6 +326,11 @@ impl World {
     /// The server's data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.data_dir.clone()
+    }
+
+    /// The directory with all remotes.
+    pub fn remotes(&self) -> PathBuf {
+        self.dir.path().join("remotes")
     }
 
     /// How many directories with sockets for sandboxes there are.
