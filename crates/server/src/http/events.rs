@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::HttpState;
 use super::openapi::ErrorAnswer;
 use super::resources::{Params, PathId};
+use super::serve::Place;
 use crate::api::{self, ApiError, EventView};
 use crate::orchestrator::{Orchestrator, OrchestratorError};
 use crate::store::{EventBody, StoredEvent};
@@ -108,7 +109,12 @@ pub(super) async fn events(
             .await
             .map_err(|rejection| ApiError::request(rejection.body_text()))?;
         let upgrade = upgrade.max_message_size(CLIENT_MESSAGE_BYTES_MAX);
-        return Ok(upgrade.on_upgrade(|socket| send_to(socket, tail)));
+        let place = parts.extensions.get::<Place>().cloned();
+        return Ok(upgrade.on_upgrade(async move |socket| match place {
+            Some(place) => place.hold(send_to(socket, tail)).await,
+            // Whoever serves these routes otherwise sets no limit.
+            None => send_to(socket, tail).await,
+        }));
     }
     if is_sse && resumed.is_some() && is_over && tail.is_at_end().await? {
         return Ok(StatusCode::NO_CONTENT.into_response());

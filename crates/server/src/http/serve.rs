@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::Peer;
 
@@ -28,6 +29,11 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long to wait when no connection can be accepted: mostly, there are no file descriptors
 /// left, and trying at once would only burn time.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+/// How long a client may take to read what was sent to it, and how long one that is gone without a
+/// word keeps its place. Whoever comes again reads on by the number of the last event.
+const UNREAD_MAX: Duration = Duration::from_secs(300);
+/// How long a connection is quiet before it is asked whether the client is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// The limits of [`serve`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +53,21 @@ impl Default for ServeSettings {
             header_timeout: HEADER_TIMEOUT,
             drain_timeout: DRAIN_TIMEOUT,
         }
+    }
+}
+
+/// A connection's place among those that are served; free when nobody holds it any more. In the
+/// extensions of each request, for what goes on after its connection was handed over.
+#[derive(Clone)]
+pub(super) struct Place {
+    _held: Arc<(OwnedSemaphorePermit, TaskTrackerToken)>,
+    cut_off: CancellationToken,
+}
+
+impl Place {
+    /// Runs what a connection was handed over to, in its place; cut off at the end of the server.
+    pub(super) async fn hold(self, work: impl Future<Output = ()>) {
+        self.cut_off.run_until_cancelled(work).await;
     }
 }
 
@@ -74,18 +95,19 @@ pub async fn serve(
         let Some((stream, peer, place)) = accepted else {
             break;
         };
+        let place = Place {
+            _held: Arc::new((place, connections.token())),
+            cut_off: cut_off.clone(),
+        };
         let connection = serve_connection(
             builder.clone(),
             stream,
             peer,
+            place.clone(),
             router.clone(),
             stopping.clone(),
         );
-        let cut_off = cut_off.clone();
-        connections.spawn(async move {
-            cut_off.run_until_cancelled(connection).await;
-            drop(place);
-        });
+        tokio::spawn(place.hold(connection));
     }
     drop(listener);
     connections.close();
@@ -123,6 +145,7 @@ async fn serve_connection(
     builder: http1::Builder,
     stream: TcpStream,
     peer: SocketAddr,
+    place: Place,
     router: Router,
     stopping: CancellationToken,
 ) {
@@ -130,11 +153,15 @@ async fn serve_connection(
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "no TCP_NODELAY");
     }
+    if let Err(error) = let_go_of_the_gone(&stream) {
+        tracing::debug!(%error, "no time limits of TCP");
+    }
     let peer = Peer(peer.ip());
     let router = TowerToHyperService::new(router);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
+        request.extensions_mut().insert(place.clone());
         let answer = router.call(request);
         async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });
@@ -153,4 +180,14 @@ async fn serve_connection(
         // Clients go away all the time.
         tracing::debug!(%error, "connection ended with an error");
     }
+}
+
+/// Has the kernel end a connection whose client is gone, or does not read.
+fn let_go_of_the_gone(stream: &TcpStream) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    let unread_ms = u32::try_from(UNREAD_MAX.as_millis()).unwrap_or(u32::MAX);
+    // With it the kernel also gives up who lets no more bytes come, not only who does not answer.
+    Ok(sockopt::set_tcp_user_timeout(stream, unread_ms)?)
 }

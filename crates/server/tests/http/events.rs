@@ -1,5 +1,8 @@
 //! The events of a session, in all forms.
 
+use std::time::Duration;
+
+use baton::http::{BODY_TIMEOUT, ServeSettings};
 use baton_domain::ending::{Ending, Outcome};
 use baton_domain::{Attempt, SessionEvent, SessionId};
 use expect_test::expect;
@@ -186,19 +189,66 @@ async fn message(stream: &mut Connection) -> Option<String> {
     (head[0] == 0x81).then_some(text)
 }
 
+/// Asks for a WebSocket.
+fn upgrade(app: &App, path: &str, headers: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n",
+        app.address
+    )
+}
+
+#[tokio::test]
+async fn a_web_socket_keeps_its_place_and_does_not_hold_up_the_end() {
+    let settings = ServeSettings {
+        connections_max: 1,
+        drain_timeout: Duration::from_millis(50),
+        ..ServeSettings::default()
+    };
+    let mut app = App::with(settings, BODY_TIMEOUT).await;
+    let id = app.created(&[], true).await;
+    app.happens(id, &RUNS, None).await;
+    let bearer = format!("Authorization: Bearer {SECRET}\r\n");
+    let mut stream = app.connect().await;
+    let asked = upgrade(&app, &path(id, "?after=3"), &bearer);
+    stream.write(asked.as_bytes()).await;
+    assert_eq!(stream.head().await.status, 101);
+    let mut other = app.connect().await;
+    other.write(&app.request("GET", "/health", "", b"")).await;
+    {
+        let answer = other.reply();
+        tokio::pin!(answer);
+        // The server has had all the time it takes to answer.
+        for position in 1..=20 {
+            print(&app, id, position, &[b"{\"n\":1}"]).await;
+            message(&mut stream).await.expect("a message");
+            let is_answered = futures::poll!(answer.as_mut()).is_ready();
+            assert!(!is_answered, "there is one place only");
+        }
+        drop(stream);
+        assert_eq!(answer.await.status, 200);
+    }
+    drop(other);
+
+    // More than what the kernel keeps for a client that does not read.
+    let line = vec![b'x'; 1024 * 1024];
+    for position in 21..=40 {
+        print(&app, id, position, &[&line]).await;
+    }
+    let mut stuck = app.connect().await;
+    stuck.write(asked.as_bytes()).await;
+    assert_eq!(stuck.head().await.status, 101);
+    app.stopping.cancel();
+    let served = app.served.take().expect("a server");
+    served.await.expect("the server came to its end");
+}
+
 #[tokio::test]
 async fn a_web_socket_gets_one_message_for_each_event() {
     let app = App::new().await;
     let id = app.created(&[], true).await;
     app.happens(id, &RUNS, None).await;
-    let upgrade = |headers: &str| {
-        format!(
-            "GET {} HTTP/1.1\r\nHost: {}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n",
-            path(id, "?after=1"),
-            app.address
-        )
-    };
+    let upgrade = |headers: &str| upgrade(&app, &path(id, "?after=1"), headers);
     let stranger = app.send(upgrade("").as_bytes()).await;
     stranger.is_error(401, "unauthorized");
     let bearer = format!("Authorization: Bearer {SECRET}\r\n");
