@@ -8,6 +8,8 @@ mod coordination;
 mod landing;
 #[path = "reconcile/pauses.rs"]
 mod pauses;
+#[path = "reconcile/restarts.rs"]
+mod restarts;
 #[path = "reconcile/saving.rs"]
 mod saving;
 
@@ -57,18 +59,29 @@ struct App {
     gateway: Gateway,
     reconciler: Reconciler,
     slots_max: usize,
+    /// What names the boot of the machine that this server, and the next, runs on.
+    boot_id: Option<&'static str>,
 }
 
 impl App {
     async fn new(slots_max: usize) -> Self {
+        Self::on_boot(None, slots_max).await
+    }
+
+    async fn on_boot(boot_id: Option<&'static str>, slots_max: usize) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         make_remote(&dir.path().join("remotes/o/r.git"));
         std::fs::write(dir.path().join("agent"), "#!/bin/sh\n").expect("an agent");
         let runtime = Arc::new(FakeRuntime::new());
-        Self::over(dir, runtime, slots_max).await
+        Self::over(dir, runtime, slots_max, boot_id).await
     }
 
-    async fn over(dir: TempDir, runtime: Arc<FakeRuntime>, slots_max: usize) -> Self {
+    async fn over(
+        dir: TempDir,
+        runtime: Arc<FakeRuntime>,
+        slots_max: usize,
+        boot_id: Option<&'static str>,
+    ) -> Self {
         let settings = StoreSettings {
             output_bytes_max: 64 << 20,
             database: None,
@@ -150,7 +163,7 @@ impl App {
                 stop_grace: SignedDuration::from_secs(60),
                 keep_volumes: SignedDuration::from_hours(1),
                 boot_file: dir.path().join("data/boot"),
-                boot_id: None,
+                boot_id: boot_id.map(str::to_owned),
             },
         });
         Self {
@@ -163,6 +176,7 @@ impl App {
             gateway,
             reconciler,
             slots_max,
+            boot_id,
         }
     }
 
@@ -174,10 +188,11 @@ impl App {
             store,
             runtime,
             slots_max,
+            boot_id,
             ..
         } = self;
         store.close().await;
-        let app = Self::over(dir, runtime, slots_max).await;
+        let app = Self::over(dir, runtime, slots_max, boot_id).await;
         app.clock.passed(clock.ahead());
         app
     }

@@ -1,10 +1,28 @@
 //! What must be refused: each with a clear 4xx and a stable code, nothing stored, the server alive.
 
+use baton_domain::schedule::PRIORITY_MAX;
+use baton_domain::steering::MESSAGE_BYTES_MAX;
 use serde_json::{Value, json};
 
 use crate::app::App;
 
 const GOOD_ID: &str = "00000000-0000-7000-8000-000000000001";
+/// The largest budget that is taken, in US dollars.
+const COST_USD_MAX: f64 = 1_000_000.0;
+/// Operations that take the id of a session, and nothing else that must be there.
+const ABOUT_A_SESSION: [&str; 5] = [
+    "session.get",
+    "session.start",
+    "session.output",
+    "session.cancel",
+    "session.retry",
+];
+/// The same of an orchestration.
+const ABOUT_AN_ORCHESTRATION: [&str; 3] = [
+    "orchestration.get",
+    "orchestration.start",
+    "orchestration.cancel",
+];
 
 /// One server for a whole list of bad requests; nothing of them may leave a trace.
 struct Refusing {
@@ -91,15 +109,15 @@ fn path_of(pointer: &str) -> String {
     pointer[1..].replace('/', ".")
 }
 
-#[tokio::test]
-async fn malformed_json() {
-    let refusing = Refusing::new().await;
+/// What no JSON reader may let through, whatever it is sent for.
+fn malformed() -> Vec<Vec<u8>> {
     let deep = format!(
         "{{\"type\":\"session.list\",\"x\":{}{}}}",
         "[".repeat(200),
         "]".repeat(200)
     );
-    for body in [
+    let million = "[".repeat(1_000_000);
+    [
         &br#"{"type":"#[..],
         b" ",
         b"{'type':'session.list'}",
@@ -112,14 +130,76 @@ async fn malformed_json() {
         b"{\"type\":\"session.list\"}{}",
         b"{\"type\":\"session.list\",\"x\":\"\xff\xfe\"}",
         b"{\"type\":\"session.list\",\"x\":\"\n\"}",
-        b"{\"data\":{\"type\":\"session.list\",\"type\":\"session.get\"}}",
-        b"{\"type\":\"session.create\",\"session\":{\"project\":{},\"project\":{}}}",
         deep.as_bytes(),
-    ] {
+        million.as_bytes(),
+    ]
+    .map(<[u8]>::to_vec)
+    .into()
+}
+
+/// Keys that come twice in what only the webhook reads.
+const TWICE_IN_A_WEBHOOK: [&[u8]; 2] = [
+    b"{\"data\":{\"type\":\"session.list\",\"type\":\"session.get\"}}",
+    b"{\"type\":\"session.create\",\"session\":{\"project\":{},\"project\":{}}}",
+];
+
+#[tokio::test]
+async fn malformed_json() {
+    let refusing = Refusing::new().await;
+    for body in malformed() {
+        refusing.raw(&body, 400, "invalid_json").await;
+    }
+    for body in TWICE_IN_A_WEBHOOK {
         refusing.raw(body, 400, "invalid_json").await;
     }
-    let million = "[".repeat(1_000_000);
-    refusing.raw(million.as_bytes(), 400, "invalid_json").await;
+    refusing.is_as_before().await;
+}
+
+#[tokio::test]
+async fn malformed_json_for_a_resource() {
+    let refusing = Refusing::new().await;
+    let twice = [
+        &br#"{"project":{"repository":"o/r","repository":"o/r","requirements":"x"}}"#[..],
+        br#"{"project":{"repository":"o/r","requirements":"x"},"options":{"priority":1,"priority":2}}"#,
+    ];
+    let not_json = malformed().into_iter().chain(twice.map(<[u8]>::to_vec));
+    let not_json = not_json.map(|body| (body, "invalid_json"));
+    // What is in fields that are not known here is not looked at; what is needed is missed.
+    let webhooks = TWICE_IN_A_WEBHOOK.map(|body| (body.to_vec(), "invalid_field"));
+    for (body, code) in not_json.chain(webhooks) {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+        let request = refusing.app.request("POST", "/api/v1/sessions", "", &body);
+        let reply = refusing.app.send(&request).await;
+        assert_eq!(reply.status, 400, "{shown} got {}", reply.text());
+        reply.is_error(400, code);
+    }
+    assert_eq!(refusing.app.store.changes(), refusing.changes);
+    refusing.is_as_before().await;
+}
+
+#[tokio::test]
+async fn malformed_json_for_models() {
+    let refusing = Refusing::new().await;
+    let bodies = malformed().into_iter();
+    for body in bodies.chain(TWICE_IN_A_WEBHOOK.map(<[u8]>::to_vec)) {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+        // As clients of the earlier revisions ask, and as those of the newest.
+        for revision in [
+            "",
+            "MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/list\r\n",
+        ] {
+            let headers = format!("Accept: application/json, text/event-stream\r\n{revision}");
+            let request = refusing.app.request("POST", "/mcp", &headers, &body);
+            let reply = refusing.app.send(&request).await;
+            let status = reply.status;
+            assert!(
+                (400..500).contains(&status),
+                "{shown} got {status} {}",
+                reply.text()
+            );
+        }
+    }
+    assert_eq!(refusing.app.store.changes(), refusing.changes);
     refusing.is_as_before().await;
 }
 
@@ -310,40 +390,46 @@ async fn ids_that_are_none() {
         refusing
             .field(&create_with("/session/id", Some(id.clone())), "session.id")
             .await;
-        for kind in [
-            "session.get",
-            "session.start",
-            "session.output",
-            "session.cancel",
-        ] {
+        for kind in ABOUT_A_SESSION {
             refusing
                 .field(&json!({ "type": kind, "sessionId": id }), "sessionId")
                 .await;
         }
-        let get = json!({ "type": "orchestration.get", "orchestrationId": id });
-        refusing.field(&get, "orchestrationId").await;
+        let message = json!({ "type": "session.message", "sessionId": id, "text": "x" });
+        refusing.field(&message, "sessionId").await;
+        for kind in ABOUT_AN_ORCHESTRATION {
+            let about = json!({ "type": kind, "orchestrationId": id });
+            refusing.field(&about, "orchestrationId").await;
+        }
         let list = json!({ "type": "session.list", "orchestrationId": id });
         refusing.field(&list, "orchestrationId").await;
     }
-    for kind in [
-        "session.get",
-        "session.start",
-        "session.output",
-        "session.cancel",
-    ] {
-        refusing.field(&json!({ "type": kind }), "sessionId").await;
+    for kind in ABOUT_A_SESSION.into_iter().chain(["session.message"]) {
+        let about = |id: Value| json!({ "type": kind, "sessionId": id, "text": "x" });
         refusing
-            .field(&json!({ "type": kind, "sessionId": null }), "sessionId")
+            .field(&json!({ "type": kind, "text": "x" }), "sessionId")
             .await;
-        let unknown = json!({ "type": kind, "sessionId": uuid::Uuid::nil() });
-        refusing.body(&unknown, 404, "session_not_found").await;
+        refusing.field(&about(Value::Null), "sessionId").await;
+        refusing
+            .body(&about(json!(uuid::Uuid::nil())), 404, "session_not_found")
+            .await;
     }
     let taken = create_with("/session/id", Some(json!(GOOD_ID)));
     refusing.body(&taken, 409, "already_exists").await;
-    let unknown = json!({ "type": "orchestration.get", "orchestrationId": uuid::Uuid::nil() });
-    refusing
-        .body(&unknown, 404, "orchestration_not_found")
-        .await;
+    for kind in ABOUT_AN_ORCHESTRATION {
+        let about = |id: Value| json!({ "type": kind, "orchestrationId": id });
+        refusing
+            .field(&json!({ "type": kind }), "orchestrationId")
+            .await;
+        refusing.field(&about(Value::Null), "orchestrationId").await;
+        refusing
+            .body(
+                &about(json!(uuid::Uuid::nil())),
+                404,
+                "orchestration_not_found",
+            )
+            .await;
+    }
     refusing.is_as_before().await;
 }
 
@@ -483,6 +569,126 @@ async fn what_lists_outputs_and_orchestrations_do_not_take() {
         ),
     ] {
         refusing.field(&orchestrate(name, value), path).await;
+    }
+    refusing.is_as_before().await;
+}
+
+#[tokio::test]
+async fn messages_that_say_nothing_or_too_much() {
+    let refusing = Refusing::new().await;
+    let id = refusing.app.store.active()[0].id;
+    let say = |text: Value| json!({ "type": "session.message", "sessionId": id, "text": text });
+    let long = "x".repeat(MESSAGE_BYTES_MAX + 1);
+    // Bytes count, not letters: these are two each.
+    let wide = "\u{f6}".repeat(MESSAGE_BYTES_MAX / 2 + 1);
+    for text in [
+        json!(1),
+        json!(true),
+        json!(["x"]),
+        json!({ "text": "x" }),
+        json!(null),
+        json!(""),
+        json!(" \n\t\u{3000}"),
+        json!(long),
+        json!(wide),
+    ] {
+        refusing.field(&say(text), "text").await;
+    }
+    let silent = json!({ "type": "session.message", "sessionId": id });
+    refusing.field(&silent, "text").await;
+
+    let path = format!("/api/v1/sessions/{id}/message");
+    for body in [json!({}), json!({ "text": 1 }), json!({ "text": long })] {
+        let reply = refusing.app.post(&path, &body).await;
+        reply.is_error(400, "invalid_field");
+        assert_eq!(reply.json()["details"]["path"], "text");
+    }
+    assert_eq!(refusing.app.store.changes(), refusing.changes);
+    refusing.is_as_before().await;
+
+    // As long as it may be, it is taken.
+    let fits = "x".repeat(MESSAGE_BYTES_MAX);
+    let reply = refusing.app.webhook(&say(json!(fits))).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let kept = refusing.app.store.session(id).await.expect("it");
+    assert_eq!(kept.steering.messages[0].text, fits);
+}
+
+/// Wherever options are taken.
+#[tokio::test]
+async fn priorities_and_budgets_that_are_none() {
+    let refusing = Refusing::new().await;
+    let id = refusing.app.store.active()[0].id;
+    let project = json!({ "repository": "o/r", "requirements": "x" });
+    let session = json!({ "project": project });
+    let orchestrate = json!({ "type": "orchestrate", "project": project });
+    let message = json!({ "type": "session.message", "sessionId": id, "text": "x" });
+    let start = json!({ "type": "orchestration.start", "orchestrationId": GOOD_ID });
+    let with = |body: &Value, name: &str, value: &Value| {
+        let mut body = body.clone();
+        body["options"] = json!({ name: value });
+        body
+    };
+    let inside = |name: &str, value: &Value| json!({ "type": "session.create", "session": with(&session, name, value) });
+    let beside = |name: &str, value: &Value| {
+        with(
+            &json!({ "type": "session.create", "session": session }),
+            name,
+            value,
+        )
+    };
+    for priority in [
+        json!("5"),
+        json!(true),
+        json!([1]),
+        json!({}),
+        json!(1.5),
+        json!(1e30),
+        json!(PRIORITY_MAX + 1),
+        json!(-PRIORITY_MAX - 1),
+        json!(i64::MAX),
+    ] {
+        let name = "priority";
+        refusing
+            .field(&inside(name, &priority), "session.options.priority")
+            .await;
+        for body in [beside(name, &priority), with(&orchestrate, name, &priority)] {
+            refusing.field(&body, "options.priority").await;
+        }
+    }
+    for budget in [
+        json!("5"),
+        json!(true),
+        json!([1]),
+        json!({}),
+        json!(0),
+        json!(-0.01),
+        json!(COST_USD_MAX + 0.01),
+        json!(1e300),
+    ] {
+        let name = "maxCostUsd";
+        refusing
+            .field(&inside(name, &budget), "session.options.maxCostUsd")
+            .await;
+        for body in [
+            beside(name, &budget),
+            with(&orchestrate, name, &budget),
+            with(&message, name, &budget),
+            with(&start, name, &budget),
+        ] {
+            refusing.field(&body, "options.maxCostUsd").await;
+        }
+    }
+    // More than a double holds.
+    let huge = br#"{"type":"session.create","session":{"project":{"repository":"o/r","requirements":"x"},"options":{"maxCostUsd":1e400}}}"#;
+    let answer = refusing.raw(huge, 400, "invalid_field").await;
+    assert_eq!(answer["details"]["path"], "session.options.maxCostUsd");
+    for options in [json!(1), json!("x"), json!([])] {
+        for body in [&orchestrate, &message, &start] {
+            let mut body = body.clone();
+            body["options"] = options.clone();
+            refusing.field(&body, "options").await;
+        }
     }
     refusing.is_as_before().await;
 }

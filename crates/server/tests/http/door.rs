@@ -75,6 +75,43 @@ async fn many_failures_are_told_to_wait_and_the_right_token_is_not() {
     assert_eq!(post(&app, "", LIST).await.status, 200);
 }
 
+/// Anybody can write these headers: who does could try a thousand tokens as a thousand clients.
+#[tokio::test]
+async fn failures_are_counted_whomever_the_client_says_it_is() {
+    let app = App::new().await;
+    let wrong = |number: u8| {
+        let from = format!("203.0.113.{number}");
+        format!(
+            "Authorization: Bearer wrong{number}\r\nX-Forwarded-For: {from}\r\n\
+             Forwarded: for={from}\r\nX-Real-IP: {from}\r\n"
+        )
+    };
+    for number in 1..=10 {
+        post(&app, &wrong(number), LIST)
+            .await
+            .is_error(401, "unauthorized");
+    }
+    post(&app, &wrong(11), LIST)
+        .await
+        .is_error(429, "too_many_requests");
+}
+
+#[tokio::test]
+async fn no_method_of_the_door_for_models_is_open_to_strangers() {
+    let app = App::new().await;
+    for method in ["GET", "DELETE", "POST"] {
+        let request = format!(
+            "{method} /mcp HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\
+             Accept: application/json, text/event-stream\r\nMcp-Session-Id: 1\r\n\r\n",
+            app.address
+        );
+        let reply = app.send(request.as_bytes()).await;
+        assert_eq!(reply.status, 401, "{method}: {}", reply.text());
+        reply.is_error(401, "unauthorized");
+        assert_eq!(reply.header("www-authenticate"), Some("Bearer"), "{method}");
+    }
+}
+
 #[tokio::test]
 async fn pages_of_other_origins_and_rebound_names_are_refused() {
     let app = App::new().await;

@@ -5,6 +5,7 @@ mod landings;
 mod numbering;
 mod output;
 mod sessions;
+mod upgrades;
 mod waits;
 
 use std::path::Path;
