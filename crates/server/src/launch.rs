@@ -186,6 +186,8 @@ impl Jobs {
             if !is_asked_again(&error, tries, begun.elapsed()) {
                 return Err(JobError::Hopeless(outcome(&error)));
             }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REMOTE_PAUSE_MAX);
             if tries == REMOTE_TRIES_MAX {
                 let text = format!(
                     "The repository is asked for again, for up to {} minutes: {error}.",
@@ -194,8 +196,6 @@ impl Jobs {
                 let now = self.clock.now();
                 self.store.append_note(session.id, &text, now).await?;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(REMOTE_PAUSE_MAX);
         }
     }
 

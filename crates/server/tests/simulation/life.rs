@@ -30,7 +30,7 @@ use crate::part::Call;
 use crate::world::{Mortal, Run, World};
 
 /// Longer than any pause in which an action asks an unreachable remote again.
-const REMOTE_PAUSE: Duration = Duration::from_secs(10);
+const REMOTE_PAUSE: Duration = Duration::from_secs(40);
 /// How long volumes are kept; short, so that graphs see it end.
 pub const KEEP_VOLUMES: SignedDuration = SignedDuration::from_hours(1);
 /// How many sessions the coordination sessions of an orchestration may make; few, so that graphs
