@@ -65,9 +65,14 @@ pub fn run(load: Load) -> Result<Measured> {
     let (requests, interval) = (load.requests, load.interval);
     let asking = on_a_thread(async move || {
         let pace = interval.map(Pace::Every);
-        let asking = requests
-            .iter()
-            .map(|request| ask(address, request, pace, start, end));
+        let begun = Instant::now();
+        // Held at a rate they ask one after the other, as clients do that know nothing of each
+        // other, not all in the same moment.
+        let apart = interval.unwrap_or_default() / requests.len().max(1) as u32;
+        let asking = requests.iter().zip(0..).map(async |(request, number)| {
+            tokio::time::sleep_until((begun + apart * number).into()).await;
+            ask(address, request, pace, start, end).await
+        });
         let asked: Result<Vec<Vec<Duration>>> = join_all(asking).await.into_iter().collect();
         Ok(asked?.concat())
     });

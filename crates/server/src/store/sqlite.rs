@@ -165,6 +165,16 @@ const STATEMENTS: [(&str, &str); 17] = [
     ),
 ];
 
+/// Fails, so that nothing is committed, unless the statement before it changed so many rows. A
+/// temporary table is the connection's own; this one takes no row.
+const CHECK: &str = "INSERT INTO temp.unexpected SELECT 1 WHERE changes() <> CAST(? AS INTEGER);";
+const CHECKS: &str = "CREATE TEMP TABLE unexpected (row INTEGER CHECK (false))";
+
+/// Whether a statement may change fewer rows than it was given. One that inserts fails instead.
+fn is_guarded(sql: &str) -> bool {
+    !sql.starts_with("INSERT")
+}
+
 /// The rows of each of [`STATEMENTS`].
 fn arguments(rows: Rows) -> [JsonRows; STATEMENTS.len()] {
     [
@@ -259,47 +269,60 @@ impl Database {
     }
 }
 
-/// Runs the batch's statements and commits. Two messages to the connection's thread in all,
-/// whatever the number of rows: each costs two thread switches.
+/// Runs the batch's statements and commits, all in one message to the connection's thread whatever
+/// the number of rows: each message costs two thread switches.
 async fn transact(connection: &mut SqliteConnection, rows: Rows) -> Result<(), StoreError> {
-    let used: Vec<_> = STATEMENTS
-        .into_iter()
-        .zip(arguments(rows))
-        .filter(|(_, rows)| rows.count() > 0)
-        .collect();
     let mut text = String::from("BEGIN IMMEDIATE;");
-    text.extend(used.iter().map(|((_, sql), _)| *sql));
+    let mut values = Vec::new();
+    // How many rows each statement is to change, of those of which that is not certain.
+    let mut expected = vec![None];
+    for ((what, sql), rows) in STATEMENTS.into_iter().zip(arguments(rows)) {
+        let count = rows.count();
+        if count == 0 {
+            continue;
+        }
+        text.push_str(sql);
+        values.push(rows.finish());
+        if is_guarded(sql) {
+            text.push_str(CHECK);
+            values.push(count.to_string());
+            expected.push(Some((what, count)));
+        }
+        expected.push(None);
+    }
+    text.push_str("COMMIT;");
     // The text is made of the constants above alone, and of few combinations: each is prepared
     // once.
     let mut query = sqlx::query(AssertSqlSafe(text));
-    let mut expected = Vec::with_capacity(used.len());
-    for ((what, _), rows) in used {
-        expected.push((what, rows.count()));
-        query = query.bind(rows.finish());
+    for value in values {
+        query = query.bind(value);
     }
-    // The stream also carries the result of BEGIN.
     let mut results = (&mut *connection).fetch_many(query);
-    let mut counts = Vec::with_capacity(expected.len() + 1);
-    while let Some(step) = results.try_next().await.map_err(failed("write"))? {
-        if let Either::Left(done) = step {
-            counts.push(done.rows_affected());
+    let mut expected = expected.into_iter();
+    let mut unexpected = None;
+    loop {
+        match results.try_next().await {
+            Ok(Some(Either::Left(done))) => {
+                let wrong = |(what, rows)| {
+                    let written = done.rows_affected();
+                    (written != rows).then(|| format!("{written} of {rows} {what}"))
+                };
+                unexpected = unexpected.or(expected.next().flatten().and_then(wrong));
+            }
+            Ok(Some(Either::Right(_))) => {}
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                return Err(match unexpected {
+                    // The directory differs from the rows: somebody else wrote to the database.
+                    Some(found) => StoreError::Corrupt {
+                        what: format!("the database ({found} were as expected)"),
+                        source: None,
+                    },
+                    None => failed("write")(error),
+                });
+            }
         }
     }
-    drop(results);
-    for ((what, rows), written) in expected.iter().zip(counts.iter().skip(1)) {
-        if rows != written {
-            // The directory differs from the rows: somebody else wrote to the database.
-            return Err(StoreError::Corrupt {
-                what: format!("the database ({written} of {rows} {what} were as expected)"),
-                source: None,
-            });
-        }
-    }
-    sqlx::query("COMMIT")
-        .execute(connection)
-        .await
-        .map_err(failed("commit"))?;
-    Ok(())
 }
 
 /// Whether the connection is outside of any transaction again.
@@ -326,7 +349,11 @@ async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
         .journal_mode(SqliteJournalMode::Wal)
         .pragma("cache_size", WRITER_CACHE)
         .pragma("journal_size_limit", JOURNAL_BYTES_KEPT);
-    options.connect().await.map_err(failed("open the database"))
+    let opened = options.connect().await;
+    let mut connection = opened.map_err(failed("open the database"))?;
+    let checks = connection.execute(CHECKS).await;
+    checks.map_err(failed("open the database"))?;
+    Ok(connection)
 }
 
 /// The size of the database, 0 when there is none; looks without SQLite, which might write.

@@ -198,6 +198,39 @@ async fn a_second_server_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn what_another_wrote_to_the_database_is_not_written_over() {
+    let dir = tempdir();
+    let (store, made) = with_session(dir.path()).await;
+    let other = create_one(&store, session(2)).await;
+    let mut foreign = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(dir.path().join("baton.db"))
+        .connect()
+        .await
+        .expect("a connection");
+    let sql = "UPDATE sessions SET version = version + 1 WHERE ordinal = 1";
+    foreign.execute(sql).await.expect("executed");
+
+    let refused = happen(&store, &made, SessionEvent::StartRequested, at(1)).await;
+    let Err(StoreError::Corrupt { what, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(
+        what,
+        "the database (0 of 1 session states were as expected)"
+    );
+    let events = all_events(&store, made.id).await;
+    assert_eq!(events.len(), 1, "nothing of it was written");
+    // Others are written as before, and so is this one when it is as it was.
+    let started = happen(&store, &other, SessionEvent::StartRequested, at(2)).await;
+    started.expect("recorded");
+    let sql = "UPDATE sessions SET version = version - 1 WHERE ordinal = 1";
+    foreign.execute(sql).await.expect("executed");
+    let started = happen(&store, &made, SessionEvent::StartRequested, at(3)).await;
+    started.expect("recorded");
+    assert_eq!(all_events(&store, made.id).await.len(), 2);
+}
+
+#[tokio::test]
 async fn a_damaged_database_is_refused_and_not_touched() {
     let dir = tempdir();
     let store = open(dir.path()).await;
