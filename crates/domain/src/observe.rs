@@ -142,6 +142,11 @@ fn is_silent(session: &Session, attempt: Attempt, snapshot: &Snapshot) -> bool {
     let absent_since = snapshot.sandboxes.absent.get(&key);
     let is_away = absent_since.is_some_and(|since| {
         let since = (*since).max(snapshot.watching_since);
+        // While the runtime is out of reach, what it runs is not known.
+        let since = snapshot
+            .sandboxes
+            .interrupted_at
+            .map_or(since, |at| at.max(since));
         snapshot.now.duration_since(since) > ABSENCE_MAX
     });
     is_at_work && runs && is_away
@@ -342,7 +347,11 @@ mod tests {
 
     #[test]
     fn an_agent_that_stays_away_for_long_is_given_up() {
-        let check = |now: i64, absent_since: Option<i64>, is_running: bool, state: &str| {
+        let check_after = |interrupted: Option<i64>,
+                           now: i64,
+                           absent_since: Option<i64>,
+                           is_running: bool,
+                           state: &str| {
             let one = session(state);
             let key = (one.id, one.attempt);
             let sandbox = Sandbox {
@@ -362,6 +371,7 @@ mod tests {
                 sandboxes: Sandboxes {
                     seen: HashMap::from([(key, sandbox)]),
                     absent: absent.into_iter().collect(),
+                    interrupted_at: interrupted.map(at),
                     ..complete()
                 },
                 busy: HashSet::new(),
@@ -375,6 +385,9 @@ mod tests {
                 other => format!("{other:?}"),
             }
         };
+        let check = |now, absent_since, is_running, state: &str| {
+            check_after(None, now, absent_since, is_running, state)
+        };
         for state in ["a:starting", "a:running", "a:awaiting"] {
             assert_eq!(check(700, Some(100), true, state), "");
             assert_eq!(check(701, Some(100), true, state), "Silent");
@@ -382,6 +395,8 @@ mod tests {
             assert_eq!(check(650, Some(0), true, state), "", "nobody looked");
         }
         assert_eq!(check(701, Some(100), true, "a:stopping"), "");
+        let interrupted = |now| check_after(Some(300), now, Some(100), true, "a:running");
+        assert_eq!([interrupted(900), interrupted(901)], ["", "Silent"]);
         assert_eq!(check(701, Some(100), false, "a:running"), "Removed");
     }
 

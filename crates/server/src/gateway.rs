@@ -228,6 +228,9 @@ impl Gateway {
         let key = (session.id, session.attempt);
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(gate) = gates.get(&key) {
+            if handout == Handout::NotYet {
+                gate.begins_anew();
+            }
             return Ok(Arc::clone(gate));
         }
         let dir = self.prepare(session.id, session.attempt)?;
@@ -395,6 +398,15 @@ impl Gate {
     pub fn launched(&self, now: Timestamp) {
         // A launch that is repeated finds it started.
         let _before = self.launched_at.set(now);
+        self.begins_anew();
+    }
+
+    /// An agent that is not connected has all its time from now on: to start a container may take
+    /// long, and that is not its fault.
+    fn begins_anew(&self) {
+        if let Some(since) = &mut *self.absent_since() {
+            *since = self.parts.clock.now();
+        }
     }
 
     /// See [`Gateway::withhold`].
@@ -405,6 +417,18 @@ impl Gate {
             *handout = Handout::Withheld;
         }
         *handout == Handout::Withheld
+    }
+
+    /// Keeps the job for good from an agent that has just said that it has none: whoever handed it
+    /// out before did not reach it. False where it was handed out by this server.
+    #[must_use]
+    pub fn deny(&self) -> bool {
+        let mut handout = self.handout();
+        if *handout == Handout::Unknown {
+            *handout = Handout::Withheld;
+        }
+        drop(handout);
+        self.withhold()
     }
 
     /// Notes that the agent has the job, or is about to; false where it must not have it.

@@ -226,7 +226,7 @@ async fn send_job<Io: AsyncWrite>(
         }
         Err(JobError::Hopeless(outcome)) => {
             // The session fails for it: a remote that comes back later must not start Claude.
-            if !gate.withhold() {
+            if !gate.deny() {
                 return Ok(false);
             }
             let event = SessionEvent::LaunchFailed(gate.attempt, outcome);

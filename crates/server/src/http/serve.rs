@@ -57,7 +57,7 @@ impl Default for ServeSettings {
 }
 
 /// A connection's place among those that are served; free when nobody holds it any more. In the
-/// extensions of each request, for what goes on after its connection was handed over.
+/// extensions of requests for an upgrade, for what goes on after the connection was handed over.
 #[derive(Clone)]
 pub(super) struct Place {
     _held: Arc<(OwnedSemaphorePermit, TaskTrackerToken)>,
@@ -161,7 +161,10 @@ async fn serve_connection(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(peer);
-        request.extensions_mut().insert(place.clone());
+        // Others are over with their connection; whoever goes on by itself must not keep it.
+        if request.headers().contains_key(hyper::header::UPGRADE) {
+            request.extensions_mut().insert(place.clone());
+        }
         let answer = router.call(request);
         async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });

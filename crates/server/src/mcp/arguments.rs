@@ -157,7 +157,7 @@ impl Arguments {
 
     /// `start_claude_session`: one session, or all of an orchestration.
     fn start(&self) -> Result<Operation, ApiError> {
-        if !self.names_an_orchestration() {
+        if !self.names_an_orchestration()? {
             return self.of_session("session.start");
         }
         let mut fields = self.picked(&["orchestrationId"]);
@@ -170,7 +170,7 @@ impl Arguments {
 
     /// `cancel_session`: one session, or all of an orchestration.
     fn cancel(&self) -> Result<Operation, ApiError> {
-        match self.names_an_orchestration() {
+        match self.names_an_orchestration()? {
             true => self.of_orchestration("orchestration.cancel"),
             false => self.of_session("session.cancel"),
         }
@@ -282,8 +282,13 @@ impl Arguments {
     }
 
     /// Whether it is all of an orchestration that is meant, not one session.
-    fn names_an_orchestration(&self) -> bool {
-        self.has("orchestrationId") && !self.has("sessionId")
+    fn names_an_orchestration(&self) -> Result<bool, ApiError> {
+        match (self.has("sessionId"), self.has("orchestrationId")) {
+            (false, false) => Err(ApiError::request(
+                "sessionId or orchestrationId is required",
+            )),
+            (is_session, _) => Ok(!is_session),
+        }
     }
 
     fn project(&self) -> Map<String, Value> {

@@ -24,7 +24,9 @@ impl Orchestrator {
             )),
             SessionState::Starting { .. } => Some(match self.parts.admission.check() {
                 Err(refusal) => format!("Its container cannot start: {refusal}.").into(),
-                Ok(()) => Cow::Borrowed("Its container is starting."),
+                Ok(()) => Cow::Borrowed(
+                    "Its container is starting, and its code is fetched from the remote.",
+                ),
             }),
             SessionState::Queued if details.status == Status::Pending => {
                 Some(self.waits_for(&details.waiting_for).into())

@@ -17,7 +17,8 @@ use crate::launch::JobError;
 use crate::runtime::{Limits, RuntimeError, SandboxSpec};
 use crate::transition::{TransitionError, apply};
 
-/// How often a landing is tried while the remote doesn't answer: about half an hour.
+/// How often a landing is tried while the remote doesn't answer: half an hour where it refuses at
+/// once, longer where each try takes its time.
 const CONCLUDE_TRIES_MAX: u32 = 65;
 const GIB: u64 = 1024 * 1024 * 1024;
 const MIB: u64 = 1024 * 1024;

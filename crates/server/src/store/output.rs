@@ -175,7 +175,9 @@ impl Appender {
         let output_dir = self.output_dir.clone();
         let free = blocking(move || rustix::fs::statvfs(&output_dir)).await?;
         let free = free.map_err(|error| StoreError::io("look at the disk")(error.into()))?;
-        match free.f_bavail.saturating_mul(free.f_frsize) >= ROOM_BYTES_MIN {
+        // Some file systems do not say how large they are.
+        let is_told = free.f_blocks > 0;
+        match !is_told || free.f_bavail.saturating_mul(free.f_frsize) >= ROOM_BYTES_MIN {
             true => Ok(()),
             false => Err(StoreError::Unavailable {
                 what: "find room on the disk",

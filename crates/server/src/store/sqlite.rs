@@ -291,6 +291,7 @@ async fn transact(connection: &mut SqliteConnection, rows: Rows) -> Result<(), S
         expected.push(None);
     }
     text.push_str("COMMIT;");
+    expected.push(None);
     // The text is made of the constants above alone, and of few combinations: each is prepared
     // once.
     let mut query = sqlx::query(AssertSqlSafe(text));
@@ -310,7 +311,13 @@ async fn transact(connection: &mut SqliteConnection, rows: Rows) -> Result<(), S
                 unexpected = unexpected.or(expected.next().flatten().and_then(wrong));
             }
             Ok(Some(Either::Right(_))) => {}
-            Ok(None) => return Ok(()),
+            Ok(None) if expected.len() == 0 => return Ok(()),
+            Ok(None) => {
+                return Err(StoreError::Unavailable {
+                    what: "write",
+                    source: Some(Arc::new(sqlx::Error::WorkerCrashed)),
+                });
+            }
             Err(error) => {
                 return Err(match unexpected {
                     // The directory differs from the rows: somebody else wrote to the database.

@@ -293,7 +293,7 @@ async fn an_orchestration_is_made_of_the_sessions_named() {
     let statuses: Vec<&Value> = statuses.map(|one| &one["status"]).collect();
     assert_eq!(statuses, ["cancelled"; 3]);
     let neither = app.refused("cancel_session", json!({})).await;
-    assert_eq!(neither["error"], "sessionId is required");
+    assert_eq!(neither["error"], "sessionId or orchestrationId is required");
 }
 
 #[tokio::test]

@@ -267,7 +267,7 @@ async fn get_job(
             true
         }
         Err(JobError::Hopeless(outcome)) => {
-            if !gate.withhold() {
+            if !gate.deny() {
                 return false;
             }
             let event = SessionEvent::LaunchFailed(run.1, outcome);
