@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::{App, Clock as _, EventBody};
+use crate::{App, Clock as _, EventBody, Verb, unreachable};
 
 const HOUR: SignedDuration = SignedDuration::from_hours(1);
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
@@ -515,4 +515,29 @@ async fn an_agent_that_another_server_may_have_told_what_to_do_has_more_time_but
     assert!(app.runtime.running().is_empty(), "its container is removed");
     let error = format!("{:?}", app.state(id).await);
     assert!(error.contains("not heard from for 10 minutes"), "{error}");
+}
+
+#[tokio::test]
+async fn an_agent_has_all_its_time_from_when_its_container_is_started_at_last() {
+    let mut app = App::new(1).await;
+    app.runtime.fail_next(Verb::Launch, unreachable());
+    let id = app.create(&[]).await;
+    app.reconciler.pass().await;
+    app.reconciler.settle().await;
+    assert_eq!(app.states(&[id]).await, ["starting"]);
+    assert!(app.runtime.running().is_empty(), "it could not be started");
+    // The next server does not know what this one told whom, and cannot start it either.
+    app.runtime.fail_next(Verb::Launch, unreachable());
+    let mut app = app.restarted().await;
+    app.reconciler.pass().await;
+    app.reconciler.settle().await;
+    assert!(app.runtime.running().is_empty(), "it could not be started");
+    app.clock.passed(ABSENCE_MAX + SECOND);
+    app.settle_until(|app| !app.runtime.running().is_empty())
+        .await;
+    app.settle().await;
+    assert_eq!(app.states(&[id]).await, ["starting"]);
+    app.clock.passed(ABSENCE_MAX + SECOND);
+    app.settle().await;
+    assert_ne!(app.states(&[id]).await, ["starting"]);
 }
