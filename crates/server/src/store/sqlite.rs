@@ -304,11 +304,13 @@ async fn transact(connection: &mut SqliteConnection, rows: Rows) -> Result<(), S
     loop {
         match results.try_next().await {
             Ok(Some(Either::Left(done))) => {
-                let wrong = |(what, rows)| {
-                    let written = done.rows_affected();
-                    (written != rows).then(|| format!("{written} of {rows} {what}"))
-                };
-                unexpected = unexpected.or(expected.next().flatten().and_then(wrong));
+                let written = done.rows_affected();
+                // One result for each statement, in their order.
+                if let Some((what, rows)) = expected.next().flatten()
+                    && written != rows
+                {
+                    unexpected = Some(format!("{written} of {rows} {what}"));
+                }
             }
             Ok(Some(Either::Right(_))) => {}
             Ok(None) if expected.len() == 0 => return Ok(()),

@@ -17,6 +17,30 @@ impl App {
         self.restarted().await
     }
 
+    /// A new session, whose Claude is at work.
+    async fn one_runs(&mut self) -> SessionId {
+        let id = self.create(&[]).await;
+        self.settle().await;
+        self.claude_starts(id).await;
+        id
+    }
+
+    /// Of two sessions and one slot.
+    async fn one_runs_and_one_waits(&mut self) -> [SessionId; 2] {
+        let ids = [self.one_runs().await, self.create(&[]).await];
+        self.settle().await;
+        assert_eq!(self.states(&ids).await, ["running", "queued"]);
+        ids
+    }
+
+    /// One that was launched runs to its end.
+    async fn completes(&mut self, id: SessionId) {
+        self.claude_starts(id).await;
+        self.claude_ends(id, false).await;
+        self.settle().await;
+        assert_eq!(self.states(&[id]).await, ["completed"]);
+    }
+
     /// The `errorCode` of one that failed.
     async fn failure(&self, id: SessionId) -> &'static str {
         match self.state(id).await {
@@ -32,46 +56,32 @@ impl App {
 #[tokio::test]
 async fn a_reboot_fails_what_ran_and_what_was_queued_goes_on() {
     let mut app = App::on_boot(Some("b1"), 1).await;
-    let running = app.create(&[]).await;
-    let queued = app.create(&[]).await;
-    app.settle().await;
-    app.claude_starts(running).await;
-    app.settle().await;
-    assert_eq!(app.states(&[running, queued]).await, ["running", "queued"]);
+    let [running, queued] = app.one_runs_and_one_waits().await;
 
     let mut app = app.down_and_up(running, "b2").await;
     app.settle().await;
     assert_eq!(app.failure(running).await, "host_rebooted");
     assert_eq!(app.states(&[queued]).await, ["starting"]);
     assert_eq!(app.runtime.launched(), [running, queued]);
-    app.claude_starts(queued).await;
-    app.claude_ends(queued, false).await;
-    app.settle().await;
-    assert_eq!(app.states(&[queued]).await, ["completed"]);
+    app.completes(queued).await;
 }
 
 #[tokio::test]
 async fn a_reboot_is_told_once_and_a_server_that_merely_restarts_tells_of_none() {
     let mut app = App::on_boot(Some("b1"), 1).await;
-    let first = app.create(&[]).await;
-    app.settle().await;
-    app.claude_starts(first).await;
+    let first = app.one_runs().await;
     // The same boot: whatever ended the container, it was not the machine.
     let mut app = app.down_and_up(first, "b1").await;
     app.settle().await;
     assert_eq!(app.failure(first).await, "sandbox_died");
 
-    let second = app.create(&[]).await;
-    app.settle().await;
-    app.claude_starts(second).await;
+    let second = app.one_runs().await;
     let mut app = app.down_and_up(second, "b2").await;
     app.settle().await;
     assert_eq!(app.failure(second).await, "host_rebooted");
 
     // From then on b2 is the boot to compare with.
-    let third = app.create(&[]).await;
-    app.settle().await;
-    app.claude_starts(third).await;
+    let third = app.one_runs().await;
     let mut app = app.down_and_up(third, "b2").await;
     app.settle().await;
     assert_eq!(app.failure(third).await, "sandbox_died");
@@ -80,20 +90,12 @@ async fn a_reboot_is_told_once_and_a_server_that_merely_restarts_tells_of_none()
 #[tokio::test]
 async fn a_restart_of_the_runtime_fails_what_ran_and_what_was_queued_goes_on() {
     let mut app = App::new(1).await;
-    let running = app.create(&[]).await;
-    let queued = app.create(&[]).await;
-    app.settle().await;
-    app.claude_starts(running).await;
-    app.settle().await;
-    assert_eq!(app.states(&[running, queued]).await, ["running", "queued"]);
+    let [running, queued] = app.one_runs_and_one_waits().await;
 
     app.runtime.restarts();
     app.settle_until(|app| app.runtime.launched() == [running, queued])
         .await;
     assert_eq!(app.failure(running).await, "runtime_restarted");
     assert_eq!(app.states(&[queued]).await, ["starting"]);
-    app.claude_starts(queued).await;
-    app.claude_ends(queued, false).await;
-    app.settle().await;
-    assert_eq!(app.states(&[queued]).await, ["completed"]);
+    app.completes(queued).await;
 }
